@@ -1,0 +1,47 @@
+"""What every test shares: no network, one thread, and one demo project and base model for the whole run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tunerkit as tk
+
+
+@pytest.fixture(scope="session")
+def pristine_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo project with its cache filled; tests copy it and never write into it."""
+    import torch
+
+    torch.set_num_threads(1)
+    config_path = tk.demo.create(tmp_path_factory.mktemp("demo") / "project", family="sanavideo")
+    tk.build_cache(tk.load_config(config_path), progress=False)
+    return config_path.parent
+
+
+@pytest.fixture
+def project(pristine_project: Path, tmp_path: Path) -> Path:
+    """A copy of the demo project (checkpoint, clips, filled cache) that the test may change."""
+    folder = tmp_path / "project"
+    shutil.copytree(pristine_project, folder)
+    return folder
+
+
+@pytest.fixture
+def make_config(project: Path) -> Callable[..., tk.TrainConfig]:
+    """Settings of the demo project with a few changed; validation off unless asked for."""
+
+    def make(**changes: object) -> tk.TrainConfig:
+        return tk.load_config(project / "config.json", **{"validation_disable": True, **changes})
+
+    return make

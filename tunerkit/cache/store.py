@@ -1,0 +1,86 @@
+"""A folder of safetensors files, each written whole or not at all.
+
+Reading plain safetensors is about 60 times faster than reading a gzipped torch file, for a quarter more disk.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.errors import TunerkitError
+from tunerkit.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DamagedEntryError(TunerkitError):
+    """A cache file is truncated or was changed; it is rebuilt by building the cache again."""
+
+
+class Store:
+    """Entries by name under `folder`, spread over 256 sub-folders. Several processes may write to one store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def __contains__(self, name: str) -> bool:
+        return self.path(name).is_file()
+
+    def put(self, name: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Write an entry; `facts` are kept in its header for people who look inside."""
+        from safetensors.torch import save
+
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        header = {"facts": json.dumps(facts, default=str), "crc32": str(_checksum(plain))}
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save(plain, metadata=header))
+
+    def get(self, name: str) -> dict[str, torch.Tensor]:
+        """Read an entry.
+
+        Raises:
+            KeyError: if there is no such entry.
+            DamagedEntryError: if the file is not what was written; it is removed, so that it will be rebuilt.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(name)
+        if not path.is_file():
+            raise KeyError(name)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+                expected = (file.metadata() or {}).get("crc32")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise self._damaged(path, str(error)) from error
+        if expected != str(_checksum(tensors)):
+            raise self._damaged(path, "its checksum does not match")
+        return tensors
+
+    @staticmethod
+    def _damaged(path: Path, reason: str) -> DamagedEntryError:
+        path.unlink(missing_ok=True)
+        return DamagedEntryError(
+            f"cache file {path} was damaged ({reason}) and has been removed. Fix: build the cache again; only this "
+            "entry is made anew"
+        )
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
+    import torch
+
+    value = 0
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        value = zlib.crc32(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, value)
+    return value

@@ -1,0 +1,194 @@
+"""The commands. Each takes the parsed arguments, prints its result and returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.cli_output import process_rank, quiet_libraries, say
+from tunerkit.errors import CheckpointError, ConfigError, Problem, TunerkitError
+
+if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.training.trainer import Trainer
+    from tunerkit.validation.render import Rendering
+
+BASE = "base"
+"""`--checkpoint base`: the model without training."""
+ENDED = ("done", "stopped", "failed")
+"""States of status.json after which no process looks at control.json any more."""
+
+
+def load(arguments: argparse.Namespace, **settings: Any) -> TrainConfig:
+    """The resolved settings that the arguments name; its notes are printed.
+
+    Args:
+        arguments: with `config` and `overrides`.
+        settings: further settings, which count most.
+    """
+    from tunerkit.project import load_config, resolve
+
+    config = resolve(load_config(arguments.config, **{**arguments.overrides, **settings}))
+    for note in config.notes:
+        say(f"note: {note}")
+    return config
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    from tunerkit import demo
+
+    quiet_libraries()
+    config = demo.create(arguments.directory, family=arguments.family, **arguments.overrides)
+    say(f"demo project: {config.parent}")
+    say(f"next: python -m tunerkit train {config.parent}")
+    return 0
+
+
+def run_dataset(arguments: argparse.Namespace) -> int:
+    from tunerkit.data.inspect import inspect_dataset
+
+    report = inspect_dataset(load(arguments))
+    if process_rank() == 0:
+        report.show()
+        if arguments.csv:
+            say(f"table: {_write_csv(report, Path(arguments.csv))}")
+    report.require_samples()
+    return 0
+
+
+def _write_csv(report: Any, path: Path) -> Path:
+    try:
+        return report.to_csv(path)
+    except OSError as error:
+        raise TunerkitError(
+            f"--csv {path} cannot be written ({error.strerror}). Fix: name a file in a folder you may write to"
+        ) from error
+
+
+def run_cache(arguments: argparse.Namespace) -> int:
+    config = load(arguments)
+    quiet_libraries()
+    from tunerkit.cache.build import build_cache
+
+    say(str(build_cache(config)))
+    return 0
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    config = load(arguments)
+    quiet_libraries()
+    from tunerkit.cli_train import train
+
+    train(config)
+    return 0
+
+
+def run_validate(arguments: argparse.Namespace) -> int:
+    from tunerkit.config.prompts import validation_prompts
+
+    config = load(arguments, validation_disable=False)
+    if not validation_prompts(config):
+        problem = Problem("validation_prompt", None, "there is nothing to render", "write a prompt")
+        raise ConfigError([problem])
+    trainer = _prepared(config, arguments.checkpoint)
+    try:
+        videos = trainer.validate()
+        say(f"{len(videos)} videos after step {trainer.global_step}:")
+        for video in videos:
+            say(f"  {describe(video)}")
+    finally:
+        trainer.close()
+    return 0 if videos or process_rank() else 1
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    config = load(arguments)
+    if config.model_type != "lora":
+        problem = Problem(
+            "model_type", config.model_type, "has no adapter to export", "use transformer/ in output_dir as it is"
+        )
+        raise ConfigError([problem])
+    target = Path(arguments.output).expanduser().absolute()
+    if target.suffix != ".safetensors":
+        raise TunerkitError(f"--output {target} is no .safetensors file. Fix: write {target.name}.safetensors")
+    trainer = _prepared(config, arguments.checkpoint)
+    try:
+        path = trainer.export_lora(target, format=arguments.format)
+        say(f"adapter after step {trainer.global_step}, {arguments.format} layout: {path}")
+    except OSError as error:
+        raise TunerkitError(
+            f"--output {target} cannot be written ({error.strerror}). Fix: name a file in a folder you may write to"
+        ) from error
+    finally:
+        trainer.close()
+    return 0
+
+
+def _prepared(config: TrainConfig, which: str) -> Trainer:
+    """A trainer that holds a checkpoint of the run, looked for before anything is loaded.
+
+    Raises:
+        CheckpointError: if there is none, or it is not whole.
+    """
+    from tunerkit.training.checkpoints import find_checkpoint
+
+    found = None
+    if which != BASE:
+        found, _ = find_checkpoint(config.output_path, which)
+        if found is None:
+            raise CheckpointError(
+                f"output_dir = {str(config.output_path)!r} holds no whole checkpoint. Fix: train first, or name "
+                "one with --checkpoint"
+            )
+    quiet_libraries()
+    from tunerkit.training.trainer import Trainer
+
+    trainer = Trainer(config.changed(resume_from_checkpoint=None if found is None else str(found)))
+    return trainer.prepare()
+
+
+def describe(video: Rendering) -> str:
+    """A rendered video in one line: its file, and the comparison with the base model if there is one."""
+    width, height = video.size
+    text = f"{video.path} ({width}x{height}, {video.frames} frames, {video.fps:g} fps, seed {video.seed})"
+    return f"{text}; beside the base model: {video.comparison}" if video.comparison else text
+
+
+def run_pause(arguments: argparse.Namespace) -> int:
+    return _command(arguments, "pause", "waits after its current step; `resume` lets it go on")
+
+
+def run_resume(arguments: argparse.Namespace) -> int:
+    return _command(arguments, "run", "goes on")
+
+
+def run_stop(arguments: argparse.Namespace) -> int:
+    return _command(arguments, "stop", "saves a checkpoint after its current step and ends")
+
+
+def _command(arguments: argparse.Namespace, command: Any, effect: str) -> int:
+    """Leave a command for the run in a folder, if one is going on there."""
+    from tunerkit.files import process_runs, read_json
+    from tunerkit.training.run_folder import send_command
+
+    folder = Path(arguments.output_dir).expanduser().absolute()
+    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
+    state, pid = status.get("state"), status.get("pid")
+    if state in ENDED or (isinstance(pid, int) and not process_runs(pid)):
+        raise TunerkitError(
+            f"no training is running in {folder} (it is {state if state in ENDED else 'dead'} at step "
+            f"{status.get('step')} of {status.get('total_steps')}). Fix: start it with python -m tunerkit train"
+        )
+    send_command(folder, command)
+    say(f"the training in {folder} {effect}")
+    return 0
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    del arguments
+    from tunerkit.doctor import doctor
+
+    report = doctor()
+    say(report.to_text())
+    return 0 if report.ok else 1

@@ -1,0 +1,105 @@
+"""What the command line prints, and where: results to stdout, notes, warnings and errors to stderr.
+
+Of several processes that train together, only the first prints results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+
+_NOISY = ("accelerate", "diffusers", "huggingface_hub", "imageio", "imageio_ffmpeg", "peft", "torch", "transformers")
+
+
+def process_rank() -> int:
+    """Number of this process among those that `accelerate launch` or torchrun started together; 0 when alone."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+
+
+def say(text: str = "") -> None:
+    """Print a line of the result, at once, from the first process only."""
+    if process_rank() == 0:
+        print(text, flush=True)
+
+
+def fail(message: str) -> None:
+    """Print the one message of a failed command to stderr."""
+    rank = process_rank()
+    where = f"process {rank}: " if rank else ""
+    print(f"{where}error: {message}", file=sys.stderr, flush=True)
+
+
+def explain(error: Exception) -> None:
+    """Print an unexpected error: its traceback, then one line with what is known about it."""
+    traceback.print_exception(error, file=sys.stderr)
+    reason = next(iter(str(error).splitlines()), "").rstrip(".")
+    message = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        message += (
+            ". Out of memory. Fix: gradient_checkpointing = true, train_batch_size = 1, fewer frames "
+            "(video.num_frames) or a lower resolution"
+        )
+    fail(message)
+
+
+class _PlainFormatter(logging.Formatter):
+    """`note: ...` and `warning: ...`, without names and times."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        word = {logging.INFO: "note", logging.WARNING: "warning"}.get(record.levelno, record.levelname.lower())
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        return f"{word}: {text}"
+
+
+@contextlib.contextmanager
+def plain_output() -> Iterator[None]:
+    """Show tunerkit's own messages plainly and nobody else's warnings, while a command runs."""
+    for stream in (sys.stdout, sys.stderr):
+        # File names may hold bytes that are no text; they must not stop a table.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter())
+    logger = logging.getLogger("tunerkit")
+    before = (logger.level, logger.propagate)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if process_rank() == 0 else logging.ERROR)
+    logger.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+def quiet_libraries() -> None:
+    """Keep the model libraries from logging and from drawing bars for every file they load. Downloads keep theirs."""
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def duration(seconds: float) -> str:
+    """`"42 s"`, `"3 min 05 s"`, `"2 h 07 min"`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

@@ -1,0 +1,1 @@
+"""The settings of a run, one module per group; `tunerkit.config.settings.TrainConfig` joins them."""

@@ -1,0 +1,304 @@
+"""Settings that are known, typed and checked, and that this version does not act on yet.
+
+This is the only place that says so: a feature that arrives deletes its lines here, and nothing else.
+A setting at its default (or empty) is never mentioned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.config.problems import entry_key
+from tunerkit.errors import Note, Problem
+
+if TYPE_CHECKING:
+    from tunerkit.config.dataset_document import DatasetConfig
+    from tunerkit.config.fields import Settings
+    from tunerkit.config.settings import TrainConfig
+
+_OFFLOAD = "layers stay on the device"
+_SWAP = "blocks stay on the device"
+_RAM = "weights stay on the device"
+_CREPA = "no alignment term is added to the loss"
+_ROLLOUT = "every sample starts from the clip's own latents"
+_FSDP = "the model is not sharded"
+_TRACKER = "metrics.jsonl in output_dir holds every step"
+_HUB = "results stay in output_dir"
+_PREVIEW = "a video is shown when it is finished"
+_EVALUATION = "no evaluation loss is computed"
+_QUANTISED = "weights keep the mixed_precision dtype"
+_CACHE = "everything is encoded once, before the first step"
+_DENSITY = "timesteps follow the family's official density"
+_LOSS = "the loss is the family's official one"
+_RECOMPUTE = "every block is recomputed, with torch's own checkpointing"
+_TIMING = "the dataset is used in every epoch"
+_CONDITIONING = "conditioning datasets are not read"
+
+INACTIVE: dict[str, str] = {
+    # adapter
+    "lycoris_config": "the adapter is a LoRA",
+    # model
+    "ltx2_checkpoint_filename": "checkpoints are read in diffusers layout",
+    "pretrained_transformer_model_name_or_path": "the base model's own transformer is used",
+    "pretrained_transformer_subfolder": "the base model's own transformer is used",
+    # memory: quantisation
+    "base_model_default_dtype": _QUANTISED,
+    "quantize_via": "nothing is quantised",
+    "quantize_activations": "nothing is quantised",
+    "quantization_config": "nothing is quantised",
+    "text_encoder_1_precision": "the text encoder is not quantised",
+    "text_encoder_2_precision": "the text encoder is not quantised",
+    "text_encoder_3_precision": "the text encoder is not quantised",
+    "text_encoder_4_precision": "the text encoder is not quantised",
+    # memory: VAE
+    "vae_enable_patch_conv": "use vae_enable_tiling to save memory",
+    "vae_enable_temporal_roll": "use vae_enable_tiling to save memory",
+    # memory: offloading
+    "enable_group_offload": _OFFLOAD,
+    "group_offload_type": _OFFLOAD,
+    "group_offload_blocks_per_group": _OFFLOAD,
+    "group_offload_use_stream": _OFFLOAD,
+    "group_offload_to_disk_path": _OFFLOAD,
+    "group_offload_text_encoder": _OFFLOAD,
+    "group_offload_vae": _OFFLOAD,
+    "musubi_blocks_to_swap": _SWAP,
+    "musubi_block_swap_device": _SWAP,
+    "ramtorch": _RAM,
+    "ramtorch_target_modules": _RAM,
+    "ramtorch_transformer_percent": _RAM,
+    "ramtorch_text_encoder": _RAM,
+    "ramtorch_text_encoder_percent": _RAM,
+    "ramtorch_vae": _RAM,
+    "gradient_checkpointing_interval": _RECOMPUTE,
+    "gradient_checkpointing_segment_stride": _RECOMPUTE,
+    "gradient_checkpointing_backend": _RECOMPUTE,
+    "gradient_precision": "gradients have the dtype of the trained weights",
+    "attention_mechanism": "attention is the stock one of diffusers",
+    "dynamo_backend": "the model is not compiled",
+    # several GPUs
+    "fsdp_enable": _FSDP,
+    "fsdp_version": _FSDP,
+    "fsdp_reshard_after_forward": _FSDP,
+    "fsdp_state_dict_type": _FSDP,
+    "fsdp_cpu_ram_efficient_loading": _FSDP,
+    "fsdp_auto_wrap_policy": _FSDP,
+    "fsdp_limit_all_gathers": _FSDP,
+    "fsdp_cpu_offload": _FSDP,
+    "fsdp_activation_checkpointing": _FSDP,
+    "fsdp_transformer_layer_cls_to_wrap": _FSDP,
+    "context_parallel_size": "a clip's tokens stay on one GPU",
+    "context_parallel_comm_strategy": "a clip's tokens stay on one GPU",
+    "num_processes": "one process trains",
+    # objective
+    "loss_type": _LOSS,
+    "huber_c": _LOSS,
+    "snr_gamma": _LOSS,
+    "noise_offset": _LOSS,
+    "input_perturbation": _LOSS,
+    "audio_loss_weight": "sound is not trained",
+    "masked_loss_probability": "masks are not read",
+    "flow_sigmoid_scale": _DENSITY,
+    "flow_use_uniform_schedule": _DENSITY,
+    "flow_use_beta_schedule": _DENSITY,
+    "flow_beta_schedule_alpha": _DENSITY,
+    "flow_beta_schedule_beta": _DENSITY,
+    "flow_custom_timesteps": _DENSITY,
+    "tread_config": "every block sees all tokens",
+    "crepa_enabled": _CREPA,
+    "crepa_block_index": _CREPA,
+    "crepa_lambda": _CREPA,
+    "crepa_adjacent_distance": _CREPA,
+    "crepa_adjacent_tau": _CREPA,
+    "crepa_encoder": _CREPA,
+    "crepa_encoder_image_size": _CREPA,
+    "crepa_encoder_frames_batch_size": _CREPA,
+    "crepa_normalize_by_frames": _CREPA,
+    "crepa_spatial_align": _CREPA,
+    "crepa_cumulative_neighbors": _CREPA,
+    "crepa_normalize_neighbour_sum": _CREPA,
+    "crepa_use_tae": _CREPA,
+    "crepa_use_backbone_features": _CREPA,
+    "crepa_feature_source": _CREPA,
+    "crepa_teacher_block_index": _CREPA,
+    "crepa_self_flow_mask_ratio": _CREPA,
+    "crepa_drop_vae_encoder": _CREPA,
+    "crepa_scheduler": _CREPA,
+    "crepa_warmup_steps": _CREPA,
+    "crepa_decay_steps": _CREPA,
+    "crepa_lambda_end": _CREPA,
+    "crepa_power": _CREPA,
+    "crepa_cutoff_step": _CREPA,
+    "crepa_similarity_threshold": _CREPA,
+    "crepa_similarity_ema_decay": _CREPA,
+    "crepa_threshold_mode": _CREPA,
+    "scheduled_sampling_max_step_offset": _ROLLOUT,
+    "scheduled_sampling_probability": _ROLLOUT,
+    "scheduled_sampling_strategy": _ROLLOUT,
+    "scheduled_sampling_prob_start": _ROLLOUT,
+    "scheduled_sampling_prob_end": _ROLLOUT,
+    "scheduled_sampling_ramp_steps": _ROLLOUT,
+    "scheduled_sampling_start_step": _ROLLOUT,
+    "scheduled_sampling_ramp_shape": _ROLLOUT,
+    "scheduled_sampling_sampler": _ROLLOUT,
+    "scheduled_sampling_order": _ROLLOUT,
+    "scheduled_sampling_reflexflow": _ROLLOUT,
+    "scheduled_sampling_reflexflow_alpha": _ROLLOUT,
+    "scheduled_sampling_reflexflow_beta1": _ROLLOUT,
+    "scheduled_sampling_reflexflow_beta2": _ROLLOUT,
+    # optimizer
+    "optimizer_release_gradients": "the optimizer steps after the backward pass",
+    "optimizer_cpu_offload_method": "optimizer state stays on the device",
+    "optimizer_offload_gradients": "gradients stay on the device",
+    "lr_scale": "learning_rate is used as it is written",
+    "lr_scale_sqrt": "learning_rate is used as it is written",
+    "ema_cpu_only": "ema_device says where the average is kept",
+    # data
+    "vae_cache_ondemand": _CACHE,
+    "vae_cache_disable": _CACHE,
+    "vae_cache_clear_each_epoch": _CACHE,
+    "vae_cache_scan_behaviour": _CACHE,
+    "text_cache_ondemand": _CACHE,
+    "text_cache_disable": _CACHE,
+    "data_backend_sampling": "every clip is visited repeats + 1 times an epoch",
+    "allow_dataset_oversubscription": "a bucket smaller than a batch gives a smaller batch",
+    # validation
+    "validation_prompt_library": "use user_prompt_library for a list of prompts",
+    "validation_guidance_rescale": "guidance is not rescaled",
+    "validation_seed_source": "noise is drawn on the CPU",
+    "validation_epoch_interval": "use validation_step_interval",
+    "validation_disable_unconditional": "the empty prompt is not rendered",
+    "validation_preview": _PREVIEW,
+    "validation_preview_steps": _PREVIEW,
+    "validation_using_datasets": "use validation_input to give first frames",
+    "validation_adapter_path": "the trained adapter is rendered",
+    "validation_external_script": "videos are rendered in the run itself",
+    "evaluation_type": "rendered videos are not scored",
+    "eval_dataset_id": _EVALUATION,
+    "num_eval_images": _EVALUATION,
+    "eval_steps_interval": _EVALUATION,
+    "eval_epoch_interval": _EVALUATION,
+    "eval_timesteps": _EVALUATION,
+    "eval_loss_disable": _EVALUATION,
+    "eval_dataset_pooling": _EVALUATION,
+    # checkpoints
+    "checkpoint_epoch_interval": "use checkpoint_step_interval",
+    "checkpoints_rolling_interval": "use checkpoint_step_interval",
+    "disk_low_threshold": "a checkpoint that does not fit ends the run and leaves the last one whole",
+    "disk_low_action": "a checkpoint that does not fit ends the run and leaves the last one whole",
+    # tracking
+    "report_to": _TRACKER,
+    "tracker_project_name": _TRACKER,
+    "tracker_run_name": _TRACKER,
+    "tracker_image_layout": _TRACKER,
+    "webhook_config": _TRACKER,
+    "webhook_reporting_interval": _TRACKER,
+    "push_to_hub": _HUB,
+    "push_checkpoints_to_hub": _HUB,
+    "push_to_hub_background": _HUB,
+    "hub_model_id": _HUB,
+    "model_card_private": _HUB,
+    "model_card_note": _HUB,
+    "model_card_safe_for_work": _HUB,
+}
+"""Setting -> what happens instead."""
+
+DATASET_INACTIVE: dict[str, str] = {
+    "caption_shuffle": "captions are used as written",
+    "caption_filter_list": "captions are used as written",
+    "crop_aspect_buckets": "crops have the shape of the nearest size",
+    "minimum_aspect_ratio": "clips of every shape are used",
+    "maximum_aspect_ratio": "clips of every shape are used",
+    "max_upscale_threshold": "small clips are enlarged; minimum_image_size drops them",
+    "max_num_samples": "all clips are used",
+    "probability": "every clip is visited repeats + 1 times an epoch",
+    "start_epoch": _TIMING,
+    "start_step": _TIMING,
+    "end_epoch": _TIMING,
+    "end_step": _TIMING,
+    "train_batch_size": "train_batch_size of the run counts",
+    "vae_batch_size": "vae_batch_size of the run counts",
+    "text_encoder_batch_size": "text_encoder_batch_size of the run counts",
+    "is_regularisation_data": "the clips are trained like all others",
+    "disable_validation": "datasets play no part in validation",
+    "timestep_sampling_offset": _DENSITY,
+    "conditioning_data": _CONDITIONING,
+    "conditioning": _CONDITIONING,
+    "source_dataset_id": _CONDITIONING,
+    "s2v_datasets": "sound is not trained",
+    "text_embeds": "all datasets share one cache of text embeddings",
+    "image_embeds": "image embeddings are not used",
+    "vae_cache_ondemand": _CACHE,
+    "vae_cache_disable": _CACHE,
+    "audio": "sound is not trained",
+}
+"""Dataset setting -> what happens instead."""
+
+INACTIVE_TYPES: dict[str, str] = {
+    "image_embeds": "image embeddings are not used",
+    "audio": "sound is not trained",
+    "conditioning": _CONDITIONING,
+    "conditioning_image_embeds": _CONDITIONING,
+    "eval": _EVALUATION,
+    "distillation_cache": "no teacher is trained from",
+}
+"""`dataset_type` -> what happens instead."""
+
+_EMPTY: tuple[Any, ...] = (None, "", False, 0, [], {})
+
+
+def inactive_notes(config: TrainConfig) -> Iterator[Note]:
+    """One note for each setting that is set to something and has no effect yet."""
+    for key, instead in INACTIVE.items():
+        if _is_active(config, key):
+            yield _note(key, instead)
+    for index, dataset in enumerate(config.datasets):
+        if dataset.disabled:
+            continue
+        yield from _dataset_notes(dataset, entry_key("datasets", index))
+
+
+def _dataset_notes(dataset: DatasetConfig, entry: str) -> Iterator[Note]:
+    if dataset.dataset_type in INACTIVE_TYPES:
+        yield _note(f"{entry}.dataset_type", INACTIVE_TYPES[dataset.dataset_type])
+        return
+    for key, instead in DATASET_INACTIVE.items():
+        unused_sound = key == "audio" and dataset.audio is not None and not dataset.audio.auto_split
+        if _is_active(dataset, key) and not unused_sound:
+            yield _note(f"{entry}.{key}", instead)
+
+
+def _note(key: str, instead: str) -> Note:
+    return Note(key, f"accepted; this version trains without it: {instead}")
+
+
+def _is_active(settings: Settings, key: str) -> bool:
+    """Whether a setting differs from its default and says anything."""
+    value = getattr(settings, key)
+    default = type(settings).model_fields[key].get_default(call_default_factory=True)
+    if value == default:
+        return False
+    words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    if words and all(str(word).casefold() in ("none", "no_change", "no", "") for word in words):
+        return False
+    # A switch that is on by default says something when it is turned off.
+    return default is True or value not in _EMPTY
+
+
+REFUSED: dict[str, tuple[Iterable[Any], str, str]] = {
+    "base_model_precision": (
+        ("no_change",),
+        "this version trains the unquantised base only",
+        "write no_change; with too little memory, use a smaller model, fewer frames or a lower resolution",
+    ),
+    "lora_type": (("standard",), "this version trains standard LoRA adapters only", "write standard"),
+}
+"""Settings that cannot be left without effect: setting -> (values that are fine, what is wrong, fix)."""
+
+
+def refused_problems(config: TrainConfig) -> Iterator[Problem]:
+    """One problem for each setting whose value would have to be obeyed and cannot be yet."""
+    for key, (fine, message, fix) in REFUSED.items():
+        value = getattr(config, key)
+        if value not in fine:
+            yield Problem(key, value, message, fix)

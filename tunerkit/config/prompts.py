@@ -1,0 +1,92 @@
+"""The validation prompts of a run, gathered from `validation_prompt`, the prompt library and `validation_input`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunerkit.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class ValidationPrompt:
+    """One prompt to render: `nickname` is safe as part of a file name; `image` is the first frame, if one is given."""
+
+    nickname: str
+    prompt: str
+    image: Path | None = None
+
+
+def safe_name(name: str) -> str:
+    """`name` reduced to letters, digits, dot, underscore and hyphen, so that it cannot leave its folder.
+
+    >>> safe_name("../../chef <token>")
+    'chef_token'
+    """
+    return _UNSAFE.sub("_", name).strip("._-")[:80] or "prompt"
+
+
+def validation_prompts(config: TrainConfig) -> list[ValidationPrompt]:
+    """All prompts to render, in order, with nicknames made unique by a number.
+
+    Raises:
+        ConfigError: if the library or `validation_input` cannot be read or names a missing image.
+    """
+    from tunerkit.config import load_prompt_library
+
+    found: list[ValidationPrompt] = []
+    if config.validation_prompt:
+        found.append(ValidationPrompt("validation", config.validation_prompt))
+    if config.user_prompt_library:
+        library = load_prompt_library(config.user_prompt_library)
+        found += [ValidationPrompt(safe_name(name), prompt) for name, prompt in library.items()]
+    if config.validation_input:
+        found += _image_prompts(Path(config.validation_input))
+    return _unique(found)
+
+
+def _image_prompts(path: Path) -> list[ValidationPrompt]:
+    """Entries `{"image": ..., "prompt": ..., "nickname": ...}`; image paths are relative to the JSON file."""
+    key = "validation_input"
+    example = 'write a JSON list such as [{"image": "first_frame.png", "prompt": "a fox runs"}]'
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem(key, str(path), f"cannot be read ({error})", example)]) from error
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("prompt"), str) for entry in entries
+    ):
+        raise ConfigError([Problem(key, str(path), 'is not a list of objects with a "prompt"', example)])
+    prompts, problems = [], []
+    for number, entry in enumerate(entries):
+        image = path.parent / entry["image"] if entry.get("image") else None
+        if image is not None and not image.is_file():
+            problems.append(
+                Problem(f"{key}[{number}].image", entry["image"], f"{image} is missing", "correct the path")
+            )
+        nickname = entry.get("nickname") or (image.stem if image else f"input-{number}")
+        prompts.append(ValidationPrompt(safe_name(str(nickname)), entry["prompt"], image))
+    if problems:
+        raise ConfigError(problems)
+    return prompts
+
+
+def _unique(prompts: list[ValidationPrompt]) -> list[ValidationPrompt]:
+    taken: set[str] = set()
+    unique = []
+    for entry in prompts:
+        name, number = entry.nickname, 1
+        while name in taken:
+            number += 1
+            name = f"{entry.nickname}-{number}"
+        taken.add(name)
+        unique.append(ValidationPrompt(name, entry.prompt, entry.image))
+    return unique

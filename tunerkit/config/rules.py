@@ -1,0 +1,234 @@
+"""What settings must be true together; each rule yields the problems it finds."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunerkit.config.choices import OPTIMIZERS
+from tunerkit.config.inactive import refused_problems
+from tunerkit.config.paths import dataset_path_key
+from tunerkit.config.problems import choice_fix, entry_key
+from tunerkit.config.translate import WAVES
+from tunerkit.errors import Note, Problem
+
+if TYPE_CHECKING:
+    from tunerkit.config.dataset_document import DatasetConfig
+    from tunerkit.config.settings import TrainConfig
+
+LARGEST_MEGAPIXELS = 20.0
+SMALLEST_EDGE = 16.0
+_SIZES = re.compile(r"\d+x\d+(,\d+x\d+)*")
+_EDGES = range(16, 8193)
+
+
+def problems_between(config: TrainConfig) -> list[Problem]:
+    """Everything that is wrong between settings whose own values are legal."""
+    problems = [
+        *_length(config),
+        *_schedule(config),
+        *_names(config),
+        *_validation(config),
+        *refused_problems(config),
+        *_entries(config),
+        *_cache_folders(config),
+    ]
+    for index, dataset in enumerate(config.datasets):
+        if dataset.is_media:
+            place = entry_key("datasets", index)
+            problems += _captions(dataset, place)
+            problems += _frames(dataset, place)
+            problems += _sizes(config, dataset, place)
+    return problems
+
+
+def advice(config: TrainConfig) -> Iterator[Note]:
+    """Notes about legal settings that do less than they seem to."""
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        yield Note("lr_warmup_steps", "lr_scheduler = constant has no warmup; constant_with_warmup has one")
+    for index, dataset in enumerate(config.datasets):
+        if dataset.is_media and dataset.target_downsample_size and not dataset.maximum_image_size:
+            yield Note(
+                f"{entry_key('datasets', index)}.target_downsample_size",
+                "has no effect without maximum_image_size, which says from which size on clips are scaled down",
+            )
+
+
+def _length(config: TrainConfig) -> Iterator[Problem]:
+    if config.max_train_steps and config.num_train_epochs:
+        yield Problem(
+            "num_train_epochs",
+            config.num_train_epochs,
+            f"is set together with max_train_steps = {config.max_train_steps}; the run can end by one of them only",
+            "set one of the two to 0",
+        )
+
+
+def _schedule(config: TrainConfig) -> Iterator[Problem]:
+    name, warmup = config.lr_scheduler, config.lr_warmup_steps
+    if name == "constant" or not warmup:
+        return
+    decays = name != "constant_with_warmup"
+    end = config.lr_decay_steps if decays and config.lr_decay_steps else config.max_train_steps
+    # A saved configuration must not look like one of SimpleTuner's, whose warmup is as long as the run.
+    ambiguous = name in WAVES and config.lr_decay_steps is None and warmup == end
+    if end and (warmup > end or ambiguous):
+        which = "lr_decay_steps" if end == config.lr_decay_steps and decays else "max_train_steps"
+        yield Problem(
+            "lr_warmup_steps",
+            warmup,
+            f"leaves nothing after the warmup: {which} = {end}",
+            f"set it below {end}, for example {max(1, end // 20)}",
+        )
+    if decays and config.lr_end > config.learning_rate:
+        yield Problem(
+            "lr_end", config.lr_end, f"is above learning_rate = {config.learning_rate:g}", "set it below learning_rate"
+        )
+
+
+def _names(config: TrainConfig) -> Iterator[Problem]:
+    if config.optimizer not in OPTIMIZERS:
+        fix = choice_fix(config.optimizer, OPTIMIZERS, "All")
+        yield Problem("optimizer", config.optimizer, "is not a known optimizer", fix)
+    if config.peft_lora_target_modules is not None and not config.peft_lora_target_modules:
+        yield Problem("peft_lora_target_modules", [], "names no layer", "name at least one, or leave it out")
+
+
+def _validation(config: TrainConfig) -> Iterator[Problem]:
+    sizes = config.validation_resolution
+    if sizes is not None and not (_SIZES.fullmatch(sizes) and all(int(e) in _EDGES for e in re.findall(r"\d+", sizes))):
+        yield Problem(
+            "validation_resolution",
+            sizes,
+            f"is not a list of sizes of {_EDGES.start} to {_EDGES.stop - 1} pixels",
+            "write WIDTHxHEIGHT, several separated by commas, for example 832x480",
+        )
+    if config.validation_seed == []:
+        yield Problem("validation_seed", [], "holds no seed", "write at least one number, or leave it out")
+
+
+def _entries(config: TrainConfig) -> Iterator[Problem]:
+    counts = Counter(dataset.id for dataset in config.datasets)
+    seen: set[str] = set()
+    for index, dataset in enumerate(config.datasets):
+        if counts[dataset.id] > 1 and dataset.id in seen:
+            key = dataset_path_key(index, "id")
+            yield Problem(key, dataset.id, "is the id of another dataset too", "give every dataset its own id")
+        seen.add(dataset.id)
+    defaults = [
+        (index, dataset)
+        for index, dataset in enumerate(config.datasets)
+        if dataset.dataset_type == "text_embeds" and dataset.default and not dataset.disabled
+    ]
+    for index, dataset in defaults[1:]:
+        yield Problem(
+            dataset_path_key(index, "default"),
+            True,
+            f"{dataset.id} is a second default text_embeds entry beside {defaults[0][1].id}",
+            "keep default on one of them",
+        )
+
+
+def _cache_folders(config: TrainConfig) -> Iterator[Problem]:
+    """Folders of cached latents may be shared neither with each other nor with text embeddings."""
+    owners: dict[Path, str] = {}
+    for index, dataset in enumerate(config.datasets):
+        if dataset.disabled:
+            continue
+        key = "cache_dir" if dataset.dataset_type == "text_embeds" else "cache_dir_vae"
+        folder: Path | None = getattr(dataset, key)
+        if folder is None:
+            continue
+        both_text = key == "cache_dir" and owners.get(folder, "").endswith(".cache_dir")
+        if folder in owners and not both_text:
+            yield Problem(
+                dataset_path_key(index, key),
+                str(folder),
+                f"is the folder of {owners[folder]} too",
+                "give every dataset a cache folder of its own",
+            )
+        owners.setdefault(folder, dataset_path_key(index, key))
+
+
+def _captions(dataset: DatasetConfig, place: str) -> Iterator[Problem]:
+    if dataset.instance_prompt and dataset.instance_prompt.strip():
+        return
+    for key, asks in (
+        ("caption_strategy", dataset.caption_strategy == "instanceprompt"),
+        ("prepend_instance_prompt", dataset.prepend_instance_prompt),
+        ("only_instance_prompt", dataset.only_instance_prompt),
+    ):
+        if asks:
+            value = getattr(dataset, key)
+            yield Problem(f"{place}.{key}", value, "needs instance_prompt, which is not set", "set instance_prompt")
+
+
+def _frames(dataset: DatasetConfig, place: str) -> Iterator[Problem]:
+    """Either order of num_frames and min_frames makes sense; a longest clip below the shortest does not."""
+    video = dataset.video
+    shortest = video.min_frames or video.num_frames
+    if dataset.dataset_type == "video" and video.max_frames and shortest and video.max_frames < shortest:
+        name = "min_frames" if video.min_frames else "num_frames"
+        yield Problem(
+            f"{place}.video.max_frames",
+            video.max_frames,
+            f"is below {name} = {shortest}, so every clip is either too short or too long",
+            f"set it to {shortest} or more, or remove it",
+        )
+
+
+def _sizes(config: TrainConfig, dataset: DatasetConfig, place: str) -> Iterator[Problem]:
+    resolution, kind = config.resolution_of(dataset)
+    own = "resolution" if dataset.resolution is not None else ""
+    values = [(f"{place}.resolution" if own else "resolution", resolution)]
+    values += [
+        (f"{place}.{key}", getattr(dataset, key))
+        for key in ("minimum_image_size", "maximum_image_size", "target_downsample_size")
+    ]
+    for key, value in values:
+        if value is not None:
+            yield from _unit(key, value, kind)
+    low, high, target = dataset.minimum_image_size, dataset.maximum_image_size, dataset.target_downsample_size
+    if high is not None and target is None:
+        yield Problem(
+            f"{place}.maximum_image_size",
+            high,
+            "does not say to which size larger clips are scaled",
+            f"set target_downsample_size too, for example {high:g}",
+        )
+    if high is not None and target is not None and target > high:
+        yield Problem(
+            f"{place}.target_downsample_size",
+            target,
+            f"is above maximum_image_size = {high:g}",
+            f"set it to {high:g} or less",
+        )
+    if low is not None and high is not None and low > high:
+        yield Problem(
+            f"{place}.minimum_image_size", low, f"is above maximum_image_size = {high:g}", f"set it to {high:g} or less"
+        )
+    if kind != "model" and resolution is None:
+        yield Problem(
+            f"{place}.resolution_type", kind, "needs a resolution, which is not set", "set resolution, or use model"
+        )
+
+
+def _unit(key: str, value: float, kind: str) -> Iterator[Problem]:
+    """Pixels where megapixels are meant, or the other way round."""
+    if kind == "area" and value > LARGEST_MEGAPIXELS:
+        yield Problem(
+            key,
+            value,
+            f"is a number of megapixels with resolution_type = area, at most {LARGEST_MEGAPIXELS:g}",
+            f"set resolution_type to pixel_area, or write {(value * value) / 1e6:.2g}",
+        )
+    if kind in ("pixel", "pixel_area") and value < SMALLEST_EDGE:
+        yield Problem(
+            key,
+            value,
+            f"is a number of pixels with resolution_type = {kind}, at least {SMALLEST_EDGE:g}",
+            f"set resolution_type to area, or write {round((value * 1e6) ** 0.5)}",
+        )

@@ -1,0 +1,137 @@
+"""The captions of a clip: from a text file beside it, its name or the settings. Nothing is guessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tunerkit.errors import DatasetError
+
+CaptionStrategy = Literal["textfile", "filename", "instanceprompt"]
+
+
+@dataclass(frozen=True)
+class CaptionRules:
+    """The caption settings of a dataset, named as in the dataset document."""
+
+    caption_strategy: CaptionStrategy = "textfile"
+    instance_prompt: str | None = None
+    prepend_instance_prompt: bool = False
+    only_instance_prompt: bool = False
+    disable_multiline_split: bool = False
+
+    @property
+    def prompt_only(self) -> bool:
+        """Whether the caption is the instance prompt and nothing else."""
+        return self.caption_strategy == "instanceprompt" or self.only_instance_prompt
+
+
+class CaptionError(DatasetError):
+    """A clip has no usable caption.
+
+    Args:
+        reason: what is wrong, with the file's name.
+        fix: what to do.
+        cause: the reason in a few words, shared by all clips with the same trouble.
+    """
+
+    def __init__(self, reason: str, fix: str, cause: str) -> None:
+        self.reason, self.fix, self.cause = reason, fix, cause
+        super().__init__(f"{reason}. Fix: {fix}")
+
+
+def check_caption_rules(rules: CaptionRules, dataset_id: str) -> None:
+    """Refuse settings that ask for an instance prompt without giving one.
+
+    Raises:
+        DatasetError: naming the dataset and the setting.
+    """
+    wants_prompt = rules.prompt_only or rules.prepend_instance_prompt
+    if wants_prompt and not (rules.instance_prompt or "").strip():
+        setting = (
+            'caption_strategy = "instanceprompt"'
+            if rules.caption_strategy == "instanceprompt"
+            else f"{'only' if rules.only_instance_prompt else 'prepend'}_instance_prompt = true"
+        )
+        raise DatasetError(
+            f"dataset '{dataset_id}': {setting} needs an instance_prompt. Fix: set instance_prompt to the "
+            f"words that describe the clips, or change the setting."
+        )
+
+
+def read_captions(media: Path, rules: CaptionRules) -> tuple[str, ...]:
+    """The captions of a media file, at least one.
+
+    `textfile`: `<name without extension>.txt` beside it, UTF-8 with or without a byte order mark, any line
+    ends; each line that is not blank is a caption of its own unless `disable_multiline_split`. `filename`:
+    the name without its extension, `_` as spaces. `instanceprompt`: the `instance_prompt`.
+
+    Raises:
+        CaptionError: the text file is missing, unreadable, empty or no UTF-8 text, or the name holds no
+        words.
+    """
+    prompt = (rules.instance_prompt or "").strip()
+    if rules.prompt_only:
+        return (prompt,)
+    captions = _from_name(media) if rules.caption_strategy == "filename" else _from_text_file(media, rules)
+    return tuple(f"{prompt} {caption}" for caption in captions) if rules.prepend_instance_prompt else captions
+
+
+def _from_name(media: Path) -> tuple[str, ...]:
+    words = " ".join(media.stem.replace("_", " ").split())
+    if not words:
+        raise CaptionError(
+            f"the name {media.name} holds no words to use as a caption",
+            "name the file by what it shows, or set caption_strategy to textfile",
+            "no caption",
+        )
+    return (words,)
+
+
+def _from_text_file(media: Path, rules: CaptionRules) -> tuple[str, ...]:
+    file = media.with_suffix(".txt")
+    text = _read_text(file).replace("\r\n", "\n").replace("\r", "\n")
+    lines = [text.strip()] if rules.disable_multiline_split else [line.strip() for line in text.split("\n")]
+    captions = tuple(line for line in lines if line)
+    if not captions:
+        raise CaptionError(
+            f"the caption file {file.name} is empty",
+            f"write what the clip shows into {file.name}",
+            "empty caption",
+        )
+    return captions
+
+
+def _read_text(file: Path) -> str:
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise CaptionError(
+            f"the caption file {file.name} is missing",
+            f"write {file.name} beside the clip, or set caption_strategy to filename or instanceprompt",
+            "no caption",
+        ) from None
+    except OSError as error:
+        raise CaptionError(
+            f"the caption file {file.name} cannot be read: {(error.strerror or str(error)).lower()}",
+            f"make {file.name} a text file that you may read",
+            "caption unreadable",
+        ) from None
+    save = f"save {file.name} as plain UTF-8 text"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise CaptionError(f"the caption file {file.name} is UTF-16, not UTF-8", save, "caption is not UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CaptionError(
+            f"the caption file {file.name} is not UTF-8: byte {error.object[error.start]:#04x} "
+            f"at position {error.start}",
+            save,
+            "caption is not UTF-8",
+        ) from None
+    if "\0" in text:
+        raise CaptionError(
+            f"the caption file {file.name} holds NUL bytes, so it is no text", save, "caption is no text"
+        )
+    return text

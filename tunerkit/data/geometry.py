@@ -1,0 +1,244 @@
+"""Which size a clip is trained at, how it is scaled and where it is cropped.
+
+A size starts from the ideal one: the clip's own aspect (or a square with `crop`) at the asked resolution.
+
+- `pixel`: the shorter edge has `resolution` pixels. It is rounded to the nearest multiple that the model
+  takes; the longer edge is the nearest multiple to (rounded shorter edge x aspect).
+- `area`: width x height is `resolution` megapixels. `pixel_area`: it is `resolution` squared. Each edge is
+  rounded to the multiple nearest to its ideal length, which keeps both the area and the aspect as near as
+  multiples allow.
+- `model`: of the sizes that the model was trained at, the one whose aspect is nearest, whatever `resolution`
+  says.
+
+The clip is then scaled, aspect kept, to cover that size, and the rest is cropped. So `crop = false` means
+"keep the aspect", not "lose no pixel": what rounding to the multiple costs is cut off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tunerkit.data.samples import Size
+
+ResolutionType = Literal["pixel", "area", "pixel_area", "model"]
+CropStyle = Literal["center", "random", "corner"]
+CropAspect = Literal["square", "preserve", "closest", "random"]
+
+
+@dataclass(frozen=True)
+class SizeRules:
+    """The size settings of a dataset, named as in the dataset document.
+
+    Attributes:
+        resolution: pixels (`pixel`, `pixel_area`) or megapixels (`area`); not used by `model`.
+        crop, crop_aspect: with `crop` every sample gets the asked aspect: `square`; of `crop_aspect_buckets`
+            (width / height) the one nearest to the file's own (`closest`) or one drawn from its content hash
+            (`random`). `preserve`, or no `crop`: the file's own aspect.
+        crop_style: `center`; `corner`, the lower right one; `random`, a place drawn from the file's content
+            hash, the same on every run.
+        minimum_image_size: smaller files are dropped. `pixel`: both edges; otherwise the area, in the unit of
+            `resolution` (for `model` the edge of a square, as for `pixel_area`).
+        minimum_aspect_ratio, maximum_aspect_ratio: files outside (width / height) are dropped.
+        max_upscale_threshold: files that would grow by more than this part are dropped; 0.25 allows 1.25 x.
+        maximum_image_size: larger files (shorter edge or area) are first scaled to `target_downsample_size`,
+            then cropped, which with a target above `resolution` takes a part of the picture.
+    """
+
+    resolution: float
+    resolution_type: ResolutionType = "pixel_area"
+    crop: bool = False
+    crop_aspect: CropAspect = "square"
+    crop_aspect_buckets: tuple[float, ...] = ()
+    crop_style: CropStyle = "center"
+    minimum_image_size: float | None = None
+    maximum_image_size: float | None = None
+    target_downsample_size: float | None = None
+    minimum_aspect_ratio: float | None = None
+    maximum_aspect_ratio: float | None = None
+    max_upscale_threshold: float | None = None
+
+    @property
+    def square(self) -> bool:
+        """Whether samples are cropped to squares."""
+        return self.crop and self.crop_aspect == "square"
+
+
+class SizePlan(NamedTuple):
+    """`size` is what the model sees, `resized` what the file is scaled to, `crop` the box's (x, y) in it."""
+
+    size: Size
+    resized: Size
+    crop: tuple[int, int]
+
+
+def plan_size(
+    source: Size, rules: SizeRules, *, multiple: int, model_sizes: Sequence[Size] = (), digest: str = ""
+) -> SizePlan:
+    """Size, scaling and crop of one file.
+
+    Args:
+        source: (W, H) in pixels as displayed.
+        multiple: width and height of the result are multiples of this.
+        model_sizes: sizes the model was trained at; needed for `resolution_type = "model"` only.
+        digest: content hash of the file, hexadecimal, for `crop_style = "random"`.
+
+    Raises:
+        ValueError: `model` is asked for and there are no `model_sizes`.
+    """
+    size = target_size(_aspect(source, rules, digest), rules, multiple, model_sizes)
+    resized = _resized(source, size, rules)
+    return SizePlan(size, resized, _crop_origin(resized, size, rules.crop_style, digest))
+
+
+def target_size(aspect: float, rules: SizeRules, multiple: int, model_sizes: Sequence[Size] = ()) -> Size:
+    """The legal (W, H) nearest to what the settings ask for; `aspect` is width / height."""
+    if rules.resolution_type == "model":
+        if not model_sizes:
+            raise ValueError('resolution_type = "model" needs a model with a list of trained sizes')
+        return min(model_sizes, key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
+    if rules.resolution_type == "pixel":
+        shorter = _nearest_multiple(rules.resolution, multiple)
+        longer = _nearest_multiple(shorter * max(aspect, 1 / aspect), multiple)
+        return (longer, shorter) if aspect >= 1 else (shorter, longer)
+    area = _pixels(rules.resolution, rules.resolution_type)
+    return (
+        _nearest_multiple(math.sqrt(area * aspect), multiple),
+        _nearest_multiple(math.sqrt(area / aspect), multiple),
+    )
+
+
+class Refusal(NamedTuple):
+    """Why a file is not used, what to change, and the reason in two words."""
+
+    reason: str
+    fix: str
+    cause: str
+
+
+def refuse_size(source: Size, plan: SizePlan, rules: SizeRules) -> Refusal | None:
+    """Why the settings drop a file of this size; None when they do not."""
+    return _refuse_small(source, rules) or _refuse_aspect(source, rules) or _refuse_upscale(source, plan, rules)
+
+
+def _refuse_small(source: Size, rules: SizeRules) -> Refusal | None:
+    minimum = rules.minimum_image_size
+    if not minimum:
+        return None
+    width, height = source
+    if rules.resolution_type == "pixel":
+        found: float = min(source)
+        needed = f"both edges at least {minimum:g} pixels"
+        allowed = f"{min(source)}"
+    else:
+        # A square is cut out of the picture, so its own area has to be there.
+        found = min(source) ** 2 if rules.square else width * height
+        what = "the square cut from it" if rules.square else "the picture"
+        needed = f"{_pixels(minimum, rules.resolution_type):,.0f} pixels in {what}, here {found:,}"
+        allowed = _largest_allowed(int(found), rules.resolution_type)
+    if found >= _pixels(minimum, rules.resolution_type):
+        return None
+    return Refusal(
+        f"too small: {width}x{height}, minimum_image_size = {minimum:g} ({rules.resolution_type}) needs {needed}",
+        f"set minimum_image_size to {allowed} or less (files are scaled up if need be), or use a larger file",
+        "too small",
+    )
+
+
+def _refuse_aspect(source: Size, rules: SizeRules) -> Refusal | None:
+    aspect = source[0] / source[1]
+    for key, limit, outside in (
+        ("minimum_aspect_ratio", rules.minimum_aspect_ratio, lambda limit: aspect < limit),
+        ("maximum_aspect_ratio", rules.maximum_aspect_ratio, lambda limit: aspect > limit),
+    ):
+        if limit and outside(limit):
+            return Refusal(
+                f"shape: {source[0]}x{source[1]} has aspect {aspect:.3f}, outside {key} = {limit:g}",
+                f"change or remove {key}",
+                "aspect ratio",
+            )
+    return None
+
+
+def _refuse_upscale(source: Size, plan: SizePlan, rules: SizeRules) -> Refusal | None:
+    limit = rules.max_upscale_threshold
+    scale = plan.resized[0] / source[0]
+    if limit is None or scale - 1 <= limit:
+        return None
+    return Refusal(
+        f"too small: {source[0]}x{source[1]} would be upscaled {scale:.2f} x, more than "
+        f"max_upscale_threshold = {limit:g} allows",
+        "raise max_upscale_threshold, lower resolution, or use a larger file",
+        "too small",
+    )
+
+
+def size_remarks(source: Size, plan: SizePlan) -> list[str]:
+    """What to know about the scaling: `upscaled 1.50 x`, `the crop keeps 56% of the picture`."""
+    remarks = []
+    scale = plan.resized[0] / source[0]
+    if plan.resized[0] > source[0] and plan.resized[1] > source[1]:
+        remarks.append(f"upscaled {scale:.2f} x")
+    kept = plan.size[0] * plan.size[1] / (plan.resized[0] * plan.resized[1])
+    if kept < 0.9:
+        remarks.append(f"the crop keeps {kept:.0%} of the picture")
+    return remarks
+
+
+def _aspect(source: Size, rules: SizeRules, digest: str) -> float:
+    """Width / height that the sample is asked to have."""
+    own = source[0] / source[1]
+    if rules.square:
+        return 1.0
+    if not rules.crop or rules.crop_aspect == "preserve" or not rules.crop_aspect_buckets:
+        return own
+    if rules.crop_aspect == "random":
+        return rules.crop_aspect_buckets[int(digest[-8:] or "0", 16) % len(rules.crop_aspect_buckets)]
+    return min(rules.crop_aspect_buckets, key=lambda aspect: abs(math.log(aspect / own)))
+
+
+def _resized(source: Size, size: Size, rules: SizeRules) -> Size:
+    """Size of the scaled file: it covers `size`; larger only where `target_downsample_size` asks for it."""
+    width, height = source
+    scale = max(size[0] / width, size[1] / height)
+    maximum, target = rules.maximum_image_size, rules.target_downsample_size
+    if maximum and target and _measure(source, rules.resolution_type) > _pixels(maximum, rules.resolution_type):
+        wanted = _pixels(target, rules.resolution_type) / _measure(source, rules.resolution_type)
+        scale = max(scale, wanted if rules.resolution_type == "pixel" else math.sqrt(wanted))
+    return max(size[0], round(width * scale)), max(size[1], round(height * scale))
+
+
+def _crop_origin(resized: Size, size: Size, style: CropStyle, digest: str) -> tuple[int, int]:
+    spare = (resized[0] - size[0], resized[1] - size[1])
+    if style == "corner":
+        return spare
+    if style == "random":
+        drawn = int(digest[:32] or "0", 16)
+        x, drawn = drawn % (spare[0] + 1), drawn // (spare[0] + 1)
+        return x, drawn % (spare[1] + 1)
+    return spare[0] // 2, spare[1] // 2
+
+
+def _nearest_multiple(length: float, multiple: int) -> int:
+    """The multiple nearest to `length`, at least one; halves go up."""
+    return max(1, math.floor(length / multiple + 0.5)) * multiple
+
+
+def _pixels(value: float, resolution_type: ResolutionType) -> float:
+    """A size setting as what `_measure` measures: an edge for `pixel`, otherwise an area."""
+    if resolution_type == "pixel":
+        return value
+    return value * 1e6 if resolution_type == "area" else value * value
+
+
+def _measure(source: Size, resolution_type: ResolutionType) -> float:
+    return min(source) if resolution_type == "pixel" else source[0] * source[1]
+
+
+def _largest_allowed(area: int, resolution_type: ResolutionType) -> str:
+    """The largest `minimum_image_size` that `area` pixels satisfy."""
+    if resolution_type == "area":
+        return f"{math.floor(area / 1e6 * 1000) / 1000:g}"
+    return f"{math.isqrt(area)}"

@@ -1,0 +1,116 @@
+"""What is decided about data: a source file, the sample made of it, and the row that explains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["video", "image"]
+Decision = Literal["used", "dropped"]
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found in a media file.
+
+    Attributes:
+        width, height: pixels as displayed: after rotation, and with non-square pixels stretched to square
+            ones.
+        fps: average frames per second; 0 for an image.
+        frames: frames that are shown, counted from the packets of the stream; 1 for an image.
+        duration: seconds from the first frame's start to the last frame's end; 0 for an image.
+        rotation: degrees counter-clockwise that the file asks a player to turn the picture: 0, 90, 180 or
+            270.
+        has_audio: whether the file has an audio stream.
+        codec: name of the video codec or of the image format.
+        size_bytes, mtime_ns: size and time of last change of the file.
+        digest: fast content hash, hexadecimal (see `probe.content_digest`).
+    """
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+    duration: float
+    rotation: int
+    has_audio: bool
+    codec: str
+    size_bytes: int
+    mtime_ns: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip or image with every decision about how it is used.
+
+    Attributes:
+        dataset: id of the dataset.
+        file: absolute path of the media file.
+        captions: at least one; one is drawn per visit.
+        frame_indices: source frames in presentation order, one per output frame; an index may occur
+            repeatedly.
+        fps: frames per second of the output frames.
+        size: (W, H) that the model sees, a legal multiple.
+        resized: (W, H) that the source is scaled to; its aspect is the source's and it covers `size`.
+        crop: (x, y) of the box of `size` inside `resized`.
+        repeats: extra visits per epoch; 0 = visited once.
+        is_i2v: whether the first frame may be given clean (image to video).
+        frame_times: presentation time in seconds of each entry of `frame_indices`, by which a decoder
+            recognises the frames. Empty where the file carries no usable timestamps: then frames are counted.
+    """
+
+    dataset: str
+    file: Path
+    kind: Kind
+    captions: tuple[str, ...]
+    source: Source
+    frame_indices: tuple[int, ...]
+    fps: float
+    size: Size
+    resized: Size
+    crop: tuple[int, int]
+    repeats: int
+    is_i2v: bool
+    frame_times: tuple[float, ...] = ()
+
+    @property
+    def bucket(self) -> str:
+        """Samples of one bucket can share a batch: `832x480@81`."""
+        return f"{self.size[0]}x{self.size[1]}@{len(self.frame_indices)}"
+
+    @property
+    def name(self) -> str:
+        """The file's name, for messages."""
+        return self.file.name
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the used frames last at `fps`; 0 for an image."""
+        return len(self.frame_indices) / self.fps if self.kind == "video" else 0.0
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One file of a dataset: what was decided and why.
+
+    Attributes:
+        reason: for a used file what is taken of it, for a dropped one why not.
+        fix: what to change so that a dropped file is used; empty for a used one.
+        source: None where the file could not be read.
+        sample: None where the file is dropped.
+        cause: a few words that dropped files with the same trouble share (`too short`); empty for a used one.
+    """
+
+    dataset: str
+    file: Path
+    kind: Kind
+    decision: Decision
+    reason: str
+    fix: str
+    source: Source | None
+    sample: Sample | None
+    cause: str = ""

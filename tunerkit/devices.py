@@ -1,0 +1,45 @@
+"""Which device a run uses, and giving its memory back between phases."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+from tunerkit.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunerkit.config.settings import TrainConfig
+
+
+def run_device(config: TrainConfig) -> torch.device:
+    """The device named by `device`, else this process's GPU, else the CPU.
+
+    Raises:
+        ConfigError: if `device` is not usable here.
+    """
+    import os
+
+    import torch
+
+    wanted = config.device
+    if wanted is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            [Problem("device", wanted, "no CUDA device is visible", "remove the setting or use 'cpu'")]
+        )
+    return device
+
+
+def free_memory() -> None:
+    """Collect what is no longer referenced and return cached GPU memory to the driver."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,22 @@
+"""Names of number formats in settings and the torch dtypes they stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunerkit.config.settings import TrainConfig
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`"fp32"`, `"bf16"`, `"fp16"` (or `"no"`, which is fp32) as a torch dtype."""
+    import torch
+
+    return {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def model_dtype(config: TrainConfig) -> torch.dtype:
+    """The dtype that the transformer's frozen or live weights have in memory, from `mixed_precision`."""
+    return torch_dtype(config.mixed_precision)

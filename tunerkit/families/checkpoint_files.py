@@ -1,0 +1,96 @@
+"""The small files of a base model's checkpoint, read without loading any weight.
+
+A checkpoint is a local folder in diffusers layout or a hub repository; both are read through the same calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tunerkit.errors import ModelError
+
+_EDGE = 1 << 20  # bytes hashed at each end of a large weight file
+
+
+def component_config(model: str, subfolder: str, setting: str, revision: str | None = None) -> dict[str, Any]:
+    """`config.json` of one component (`model_index.json` when `subfolder` is empty).
+
+    Args:
+        model: local folder or hub id.
+        subfolder: for example `"transformer"`; `""` for the pipeline's index.
+        setting: name of the setting that `model` comes from, for messages.
+        revision: hub revision.
+
+    Raises:
+        ModelError: if the file is missing, unreachable or not JSON.
+    """
+    name = f"{subfolder}/config.json" if subfolder else "model_index.json"
+    path = _local_file(model, name, setting, revision)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{setting} = {model!r}: {path} cannot be read ({error}). Fix: download it again"
+        ) from error
+
+
+def _local_file(model: str, name: str, setting: str, revision: str | None) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        path = folder / name
+        if path.is_file():
+            return path
+        raise ModelError(
+            f"{setting} = {model!r}: the folder has no {name}. Fix: point it to a folder in diffusers layout "
+            "(model_index.json, transformer/, vae/, text_encoder/, ...)"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, name, revision=revision))
+    except Exception as error:  # the hub client has many error classes; all mean the same to the user
+        raise ModelError(
+            f"{setting} = {model!r}: {name} could not be fetched from the hub ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}). Fix: check the name, the network or HF_TOKEN, or give a local folder"
+        ) from error
+
+
+@cache
+def _hub_commit(model: str, subfolder: str, revision: str | None) -> str:
+    """Commit of the snapshot that holds a component (`.../snapshots/<commit>/<subfolder>/config.json`)."""
+    path = _local_file(model, f"{subfolder}/config.json", "pretrained_model_name_or_path", revision)
+    return path.parent.parent.name
+
+
+def component_identity(
+    model: str, subfolders: tuple[str, ...], revision: str | None = None
+) -> dict[str, Any]:
+    """What names the weights of some components for a cache key: equal weights give equal identities.
+
+    A hub repository is named by its id and commit; a local folder by the content of its small files and the size and
+    both ends of its large ones, so it may be moved, and a replaced weight file is noticed.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return {"repo": model, "commit": _hub_commit(model, subfolders[0], revision)}
+    digest = hashlib.sha256()
+    for subfolder in subfolders:
+        for path in sorted((folder / subfolder).rglob("*")):
+            if path.is_file():
+                digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}:".encode())
+                digest.update(_edges(path))
+    return {"content": digest.hexdigest()}
+
+
+def _edges(path: Path) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(_EDGE)
+        size = path.stat().st_size
+        if size <= _EDGE:
+            return head
+        file.seek(max(_EDGE, size - _EDGE))
+        return head + file.read()

@@ -1,0 +1,43 @@
+"""The one callable through which a training forward runs every transformer block.
+
+diffusers models hand each block and its positional arguments to the function given to
+`enable_gradient_checkpointing`. Installing our own there reaches every block of a stock model without a forked
+forward; whether the block is then checkpointed is this runner's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+
+class BlockRunner:
+    """Runs transformer blocks, with or without gradient checkpointing.
+
+    Args:
+        blocks: the blocks in order; any other module that the model hands over is run the same way.
+        checkpointing: keep only block inputs in the forward pass and recompute the rest in backward: less memory, one
+            more forward of compute. Gradients are identical.
+        random_inside: whether blocks draw random numbers (dropout), so that the recomputation must repeat them.
+    """
+
+    def __init__(
+        self, blocks: Sequence[torch.nn.Module], *, checkpointing: bool, random_inside: bool = False
+    ) -> None:
+        self.index = {id(block): number for number, block in enumerate(blocks)}
+        self.checkpointing = checkpointing
+        self.random_inside = random_inside
+
+    def install(self, transformer: Any) -> None:
+        """Make `transformer` call this runner for each block whenever gradients are enabled."""
+        transformer.enable_gradient_checkpointing(gradient_checkpointing_func=self)
+
+    def __call__(self, block: torch.nn.Module, *arguments: Any) -> Any:
+        if not self.checkpointing:
+            return block(*arguments)
+        return checkpoint(
+            block.__call__, *arguments, use_reentrant=False, preserve_rng_state=self.random_inside
+        )

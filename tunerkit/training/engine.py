@@ -1,0 +1,209 @@
+"""One optimizer step on a loaded transformer: forward, backward, clip, update, EMA. Knows no files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunerkit.draws import derived_seed
+from tunerkit.errors import NonFiniteLossError
+from tunerkit.training.batches import Drawn
+from tunerkit.training.blocks import BlockRunner
+from tunerkit.training.ema import EMA
+from tunerkit.training.optimizers import build_optimizer
+from tunerkit.training.weights import TrainedWeights, adapter_state, add_adapter
+
+if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.families.base import Family
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step saw: mean loss, its parts, gradient norm, sample names, epoch."""
+
+    loss: float
+    parts: dict[str, float]
+    grad_norm: float
+    samples: tuple[str, ...]
+    epoch: int
+
+
+class Engine:
+    """Transformer, trained weights, optimizer and EMA of a run.
+
+    Args:
+        config: resolved settings.
+        family: the model family.
+        transformer: the base transformer in the dtype of `mixed_precision`, on the CPU.
+        device: where to train.
+        processes: number of processes that train together (DistributedDataParallel when above 1).
+    """
+
+    def __init__(
+        self, config: TrainConfig, family: Family, transformer: Any, device: torch.device, processes: int = 1
+    ) -> None:
+        self.config, self.family, self.device, self.processes = config, family, device, processes
+        self.initial_adapter: dict[str, torch.Tensor] = {}
+        """Starting factors of initialisations that change the base model (PiSSA, OLoRA); else empty."""
+        if config.model_type == "lora":
+            add_adapter(transformer, family, config)
+            if config.lora_init_type in ("pissa", "olora"):
+                self.initial_adapter = {k: v.clone() for k, v in adapter_state(transformer).items()}
+        self.transformer = transformer.to(device)
+        self.weights = TrainedWeights(self.transformer, config)
+        self._random = config.lora_dropout > 0
+        BlockRunner(
+            family.blocks(self.transformer),
+            checkpointing=config.gradient_checkpointing,
+            random_inside=self._random,
+        ).install(self.transformer)
+        self.optimizer = build_optimizer(config, self.weights.optimized.values())
+        self.ema = self._make_ema()
+        self.scaler = (
+            torch.amp.GradScaler(device.type)  # pyright: ignore[reportPrivateImportUsage]
+            if config.mixed_precision == "fp16"
+            else None
+        )
+        self._called = self._wrap()
+        self.transformer.train()
+
+    def _make_ema(self) -> EMA | None:
+        if not self.config.use_ema:
+            return None
+        return EMA(
+            self.weights.optimized,
+            decay=self.config.ema_decay,
+            update_interval=self.config.ema_update_interval,
+            warmup_steps=self.config.ema_warmup_steps,
+            device=self.device if self.config.ema_device == "accelerator" else "cpu",
+        )
+
+    def _wrap(self) -> Any:
+        if self.processes == 1:
+            return self.transformer
+        from torch.nn.parallel import DistributedDataParallel
+
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.transformer, device_ids=devices)
+
+    def step(self, batches: Sequence[Callable[[], Drawn]], number: int, lr: float) -> Update:
+        """Accumulate the gradients of `batches`, then update once.
+
+        Args:
+            batches: calls that give the micro-batches in order.
+            number: steps done before this one.
+            lr: learning rate of this step.
+
+        Raises:
+            NonFiniteLossError: before anything is updated, naming the samples.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.weights.zero_gradients()
+        losses: list[torch.Tensor] = []
+        parts: dict[str, list[torch.Tensor]] = {}
+        names: list[str] = []
+        epoch = 0
+        for place, read in enumerate(batches):
+            drawn = read()
+            last = place == len(batches) - 1
+            with self._draws(drawn.draw.number), self._local_gradients(last):
+                result = self.family.losses(
+                    self._called, drawn.batch.to(self.device), sigma=drawn.sigma.to(self.device),
+                    noise=drawn.noise.to(self.device),
+                )  # fmt: skip
+                self._backward(result.total / len(batches))
+            losses.append(result.total.detach())
+            for key, value in result.parts.items():
+                parts.setdefault(key, []).append(value)
+            names += drawn.batch.names
+            epoch = drawn.draw.epoch
+        loss = self._mean(losses)
+        if not torch.isfinite(torch.tensor(loss)):
+            raise self._not_finite("loss", number, names)
+        grad_norm = self._update(number, names)
+        return Update(loss, {key: self._mean(v) for key, v in parts.items()}, grad_norm, tuple(names), epoch)
+
+    # The pieces of a step --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _draws(self, batch_number: int) -> Iterator[None]:
+        """Dropout inside the model draws from the global generator: seed it for this batch, then give it back."""
+        if not self._random:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derived_seed(self.config.seed, "dropout", batch_number))
+            yield
+
+    def _local_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Between processes, gradients are averaged once per step, in the last micro-batch."""
+        if self.processes == 1 or last:
+            return contextlib.nullcontext()
+        return self._called.no_sync()
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def _update(self, number: int, names: Sequence[str]) -> float:
+        """Clip and update; the 2-norm of the gradients before clipping."""
+        self.weights.gather_gradients()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.weights.optimized.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grad_norm = float(norm)
+        finite = grad_norm - grad_norm == 0.0  # neither NaN nor infinite
+        if not finite and self.scaler is None:
+            raise self._not_finite("gradient", number, names)
+        if finite and self.config.max_grad_norm > 0:
+            if self.config.grad_clip_method == "value":
+                torch.nn.utils.clip_grad_value_(parameters, self.config.max_grad_norm)
+            else:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:  # skips the update when float16 gradients overflowed, and lowers the scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.weights.publish()
+        if self.ema is not None:
+            self.ema.update(number + 1)
+        return grad_norm
+
+    def _mean(self, values: Sequence[torch.Tensor]) -> float:
+        """Mean over micro-batches and processes."""
+        mean = torch.stack([value.float() for value in values]).mean()
+        if self.processes > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(mean, op=dist.ReduceOp.SUM)
+            mean = mean / self.processes
+        return float(mean)
+
+    def _not_finite(self, what: str, number: int, names: Sequence[str]) -> NonFiniteLossError:
+        self.weights.zero_gradients()
+        return NonFiniteLossError(
+            f"the {what} of step {number + 1} is not finite (samples: {', '.join(dict.fromkeys(names))}). Nothing was "
+            "updated and the last checkpoint is whole. Fix: look at these clips, lower learning_rate, or use "
+            "mixed_precision = bf16 instead of fp16; then start again to resume from the last checkpoint"
+        )
+
+    @contextlib.contextmanager
+    def rendering(self, *, ema: bool) -> Iterator[Any]:
+        """The bare transformer in evaluation mode, with the EMA's weights if asked; restored afterwards."""
+        swap = self.ema.applied() if ema and self.ema is not None else contextlib.nullcontext()
+        self.transformer.eval()
+        try:
+            with torch.no_grad(), swap:
+                self.weights.publish()
+                yield self.transformer
+        finally:
+            self.weights.publish()
+            self.transformer.train()

@@ -1,0 +1,191 @@
+"""Adapters as files that other programs load, checked by reading them back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunerkit.errors import CheckpointError, TunerkitError
+from tunerkit.files import replacing
+from tunerkit.training.weights import ADAPTER, adapter_state, load_adapter_state
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunerkit.training.engine import Engine
+
+LoraFormat = Literal["diffusers", "comfyui"]
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PREFIX = {"diffusers": "transformer", "comfyui": "diffusion_model"}
+
+
+def export_lora(engine: Engine, path: str | Path, format: LoraFormat = "diffusers") -> Path:
+    """Write the adapter's current weights to `path` (a `.safetensors` file) and check what was written.
+
+    Args:
+        engine: the engine of a LoRA run.
+        path: file to write; its folder is created.
+        format: `"diffusers"`: keys `transformer.<module>.lora_A.weight`, rank and alpha in the file's metadata, loaded
+            by `pipeline.load_lora_weights`. `"comfyui"`: keys `diffusion_model.<module>.lora_A.weight` and a scalar
+            `<module>.alpha` beside each pair, which ComfyUI reads its strength from.
+
+    Raises:
+        TunerkitError: if the run trains no LoRA, or the format or path is not usable.
+        CheckpointError: if the file read back does not hold every trained module.
+    """
+    if engine.config.model_type != "lora":
+        raise TunerkitError(
+            "export_lora needs model_type = lora; a full fine-tuning is saved as transformer/ in output_dir"
+        )
+    if format not in PREFIX:
+        raise TunerkitError(f"format = {format!r} is not known. Fix: use 'diffusers' or 'comfyui'")
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise TunerkitError(
+            f"{path} is not a .safetensors file name. Fix: write for example {path.name}.safetensors"
+        )
+    if format == "diffusers":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_diffusers_lora(engine, path.parent, path.name)
+    else:
+        _write_comfyui_lora(engine, path)
+    check_lora_file(path, engine.transformer, PREFIX[format])
+    return path
+
+
+def write_diffusers_lora(engine: Engine, folder: Path, name: str = LORA_FILE) -> None:
+    """The adapter through the pipeline's own LoRA mixin, with the metadata that keeps its strength (alpha, rank)."""
+    state, config = portable_adapter(engine)
+    with replacing(folder / name) as temporary:
+        engine.family.pipeline_class().save_lora_weights(
+            temporary.parent,
+            transformer_lora_layers=state,
+            transformer_lora_adapter_metadata=config,
+            weight_name=temporary.name,
+            safe_serialization=True,
+        )
+
+
+def portable_adapter(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The adapter as it applies to the published base model: float32 weights on the CPU, and its peft configuration.
+
+    PiSSA and OLoRA start from factors of the base weights and take them out of the base, so the trained factors alone
+    would not fit the published model. Their change is `B A - B0 A0`, written as one adapter of twice the rank:
+    `[B, -B0] [A; A0]` (Meng et al. 2024, arXiv 2404.02948, appendix on conversion).
+    """
+    import torch
+
+    peft_config = engine.transformer.peft_config[ADAPTER]
+    state = _float32(adapter_state(engine.transformer))
+    # peft keeps sets; JSON has none.
+    config = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.to_dict().items()}
+    if not engine.initial_adapter:
+        return state, config
+    initial = _float32(engine.initial_adapter)
+    joined = {}
+    for key, value in state.items():
+        sign, dim = (1.0, 0) if ".lora_A." in key else (-1.0, 1)
+        joined[key] = torch.cat([value, sign * initial[key]], dim=dim).contiguous()
+    growth = (
+        math.sqrt(2.0) if peft_config.use_rslora else 2.0
+    )  # keeps the scale alpha / rank (or alpha / sqrt(rank))
+    doubled = {
+        "r": 2 * peft_config.r,
+        "lora_alpha": growth * peft_config.lora_alpha,
+        "init_lora_weights": True,
+    }
+    return joined, {**config, **doubled}
+
+
+def _write_comfyui_lora(engine: Engine, path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    state, config = portable_adapter(engine)
+    # ComfyUI scales by alpha / rank; rank-stabilised LoRA scales by alpha / sqrt(rank).
+    alpha = config["lora_alpha"] * (math.sqrt(config["r"]) if config["use_rslora"] else 1.0)
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        if key.endswith(".lora_magnitude_vector"):
+            key = key.replace(".lora_magnitude_vector", ".dora_scale")
+        tensors[f"{PREFIX['comfyui']}.{key}"] = value
+        if key.endswith(".lora_A.weight"):
+            module = key.removesuffix(".lora_A.weight")
+            tensors[f"{PREFIX['comfyui']}.{module}.alpha"] = torch.tensor(float(alpha))
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def _float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.float().cpu().contiguous() for key, value in state.items()}
+
+
+def check_lora_file(path: Path, transformer: Any, prefix: str) -> int:
+    """Read an exported adapter back: the number of its modules, each of which exists in `transformer`.
+
+    Raises:
+        CheckpointError: naming the first module that is missing from the file or from the model.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        keys = set(file.keys())
+    suffix = ".lora_A.weight"
+    written = {key.removeprefix(f"{prefix}.").removesuffix(suffix) for key in keys if key.endswith(suffix)}
+    trained = {key.removesuffix(suffix) for key in adapter_state(transformer) if key.endswith(suffix)}
+    incomplete = {module for module in written if f"{prefix}.{module}.lora_B.weight" not in keys}
+    modules = {name for name, _ in transformer.named_modules()}
+    for wrong, what in (
+        (trained ^ written, "differs from"),
+        (incomplete, "is incomplete in"),
+        (written - modules, "is not in"),
+    ):
+        if wrong:
+            raise CheckpointError(
+                f"{path}: module {sorted(wrong)[0]} {what} the trained model ({len(written)} modules written, "
+                f"{len(trained)} trained). Fix: export again"
+            )
+    return len(written)
+
+
+def write_final(engine: Engine, folder: Path) -> Path:
+    """The result of a run in `folder`: the path of the adapter file, or of the transformer's folder.
+
+    With EMA, its weights are written beside the trained ones.
+    """
+    path = _write_result(engine, folder, LORA_FILE, "transformer")
+    if engine.ema is not None:
+        with engine.rendering(ema=True):
+            _write_result(engine, folder, "ema_lora_weights.safetensors", "transformer_ema")
+    return path
+
+
+def _write_result(engine: Engine, folder: Path, lora_name: str, model_name: str) -> Path:
+    if engine.config.model_type == "lora":
+        return export_lora(engine, folder / lora_name)
+    engine.transformer.save_pretrained(folder / model_name)
+    return folder / model_name
+
+
+def read_lora(engine: Engine, path: str | Path) -> None:
+    """Start from an adapter file in diffusers layout (`init_lora`).
+
+    Raises:
+        CheckpointError: if the file cannot be read or does not fit this run's adapter.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"init_lora = {str(path)!r} cannot be read ({error}). Fix: name a LoRA file"
+        ) from error
+    prefix = f"{PREFIX['diffusers']}."
+    load_adapter_state(
+        engine.transformer,
+        {key.removeprefix(prefix): value for key, value in state.items()},
+        f"init_lora = {path}",
+    )

@@ -1,0 +1,148 @@
+"""What a checkpoint holds: trained weights, optimizer, EMA and the number of steps done.
+
+Nothing else is needed to continue exactly: the order of samples and every random draw are functions of the seed and
+the step, the learning rate is a function of the step. All files are safetensors or JSON.
+
+    checkpoint-<step>/
+      pytorch_lora_weights.safetensors   the adapter as stock pipelines load it   (LoRA)
+      transformer/                       the model as stock pipelines load it     (full fine-tuning)
+      trained.safetensors                the float32 weights the optimizer holds
+      optimizer.safetensors, optimizer.json, ema.safetensors, state.json, manifest.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.errors import CheckpointError
+from tunerkit.families.checkpoint_files import component_identity
+from tunerkit.files import read_json, write_json
+from tunerkit.training.export import write_diffusers_lora
+from tunerkit.training.state_files import load_tensors, optimizer_from_files, optimizer_to_files, save_tensors
+
+if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.data.samples import Sample
+    from tunerkit.training.engine import Engine
+
+TRAINED = "trained.safetensors"
+_MUST_MATCH = ("family", "model_type", "base_model", "optimizer")
+_SHOULD_MATCH = ("seed", "batch", "samples", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a run was, to recognise a checkpoint of another one."""
+
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: TrainConfig, samples: Sequence[Sample], processes: int) -> Fingerprint:
+        digest = hashlib.sha256()
+        for sample in samples:
+            digest.update(json.dumps([sample.source.digest, sample.bucket, sample.captions]).encode())
+        base = component_identity(
+            str(config.pretrained_model_name_or_path), ("transformer",), config.revision
+        )
+        return cls(
+            {
+                "family": config.model_family,
+                "model_type": config.model_type,
+                "base_model": base,
+                "optimizer": config.optimizer,
+                "seed": config.seed,
+                "batch": [config.train_batch_size, config.gradient_accumulation_steps, processes],
+                "samples": digest.hexdigest(),
+                "learning_rate": [config.learning_rate, config.lr_scheduler, config.lr_warmup_steps],
+            }
+        )
+
+    def compare(self, saved: dict[str, Any], folder: Path) -> list[str]:
+        """Warnings about differences that only end exact continuation.
+
+        Raises:
+            CheckpointError: if the checkpoint is of another model or kind of training.
+        """
+        for key in _MUST_MATCH:
+            if saved.get(key) != self.facts[key]:
+                raise CheckpointError(
+                    f"{folder} was trained with {_words(key)} {_short(saved.get(key))}, this run has "
+                    f"{_short(self.facts[key])}. Fix: resume with the same {_words(key)}, or set "
+                    "resume_from_checkpoint = null and another output_dir"
+                )
+        return [
+            f"{folder.name}: {_words(key)} changed from {_short(saved.get(key))} to {_short(self.facts[key])}; "
+            "training goes on, but not with the losses of an uninterrupted run"
+            for key in _SHOULD_MATCH
+            if saved.get(key) != self.facts[key]
+        ]
+
+
+def _words(key: str) -> str:
+    return {
+        "family": "model_family",
+        "base_model": "base model",
+        "batch": "batch size, accumulation and processes",
+        "samples": "the set of clips, sizes or captions",
+        "learning_rate": "learning rate settings",
+    }.get(key, key)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_state(folder: Path, engine: Engine, step: int, fingerprint: Fingerprint) -> None:
+    """Write everything a checkpoint holds, beside the manifest, into `folder`."""
+    if engine.config.model_type == "lora":
+        write_diffusers_lora(engine, folder)
+    else:
+        engine.transformer.save_pretrained(folder / "transformer")
+    if engine.config.model_type == "lora" or engine.weights.has_masters:
+        save_tensors(folder / TRAINED, engine.weights.state())
+    optimizer_to_files(engine.optimizer, list(engine.weights.optimized), folder)
+    state: dict[str, Any] = {"step": step, "fingerprint": fingerprint.facts}
+    if engine.scaler is not None:
+        state["scaler"] = engine.scaler.state_dict()
+    if engine.ema is not None:
+        saved = engine.ema.state_dict()
+        shadows = saved.pop("shadows")
+        save_tensors(folder / "ema.safetensors", shadows)
+        state["ema"] = saved
+    write_json(folder / "state.json", state)
+
+
+def read_state(folder: Path, engine: Engine, fingerprint: Fingerprint) -> tuple[int, list[str]]:
+    """Restore `engine` from a verified checkpoint: steps done, and warnings.
+
+    Raises:
+        CheckpointError: if it is of another model, or its weights do not fit.
+    """
+    state = read_json(folder / "state.json")
+    warnings = fingerprint.compare(state.get("fingerprint", {}), folder)
+    engine.weights.load_state(_trained(folder), str(folder))
+    warnings += optimizer_from_files(engine.optimizer, list(engine.weights.optimized), folder)
+    if engine.scaler is not None and "scaler" in state:
+        engine.scaler.load_state_dict(state["scaler"])
+    if engine.ema is not None:
+        if "ema" in state:
+            engine.ema.load_state_dict({**state["ema"], "shadows": load_tensors(folder / "ema.safetensors")})
+        else:
+            warnings.append(f"{folder.name} holds no EMA; it starts anew from the checkpoint's weights")
+            engine.ema.load_state_dict({"updates": 0, "shadows": engine.weights.state()})
+    return int(state["step"]), warnings
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    if (folder / TRAINED).is_file():
+        return load_tensors(folder / TRAINED)
+    files = sorted((folder / "transformer").glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no trained weights. Fix: resume from another checkpoint")
+    return {key: value for file in files for key, value in load_tensors(file).items()}

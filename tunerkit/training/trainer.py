@@ -1,0 +1,409 @@
+"""The trainer: an object that is prepared once and then stepped, watched, saved and resumed at will."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tunerkit.families as families
+from tunerkit.cache.build import build_cache
+from tunerkit.cache.entries import Cache
+from tunerkit.data.inspect import inspect_dataset
+from tunerkit.data.report import DatasetReport
+from tunerkit.devices import free_memory, run_device
+from tunerkit.dtypes import model_dtype
+from tunerkit.errors import CheckpointError, ConfigError, DatasetError, TunerkitError
+from tunerkit.project import resolve
+from tunerkit.training.checkpoints import find_checkpoint, remove_temporary, save_checkpoint
+from tunerkit.training.results import StepResult
+from tunerkit.training.run_folder import RunFolder
+from tunerkit.training.schedules import learning_rate
+from tunerkit.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.data.samples import Sample
+    from tunerkit.training.batches import BatchSource
+    from tunerkit.training.engine import Engine
+    from tunerkit.training.export import LoraFormat
+    from tunerkit.training.state import Fingerprint
+    from tunerkit.validation.render import Renderer, Rendering
+
+logger = logging.getLogger("tunerkit")
+PAUSE_SECONDS = 0.5
+
+
+class Trainer:
+    """Trains one run.
+
+    Making a trainer checks the settings and nothing else; `prepare()` caches, loads and resumes; `step()` does one
+    optimizer step; `steps()` does many, with checkpoints and validation when they are due.
+
+        trainer = Trainer(config)
+        trainer.prepare()
+        for result in trainer.steps(100):
+            print(result.step, result.loss)
+
+    Args:
+        config: settings as from `load_config`.
+
+    Raises:
+        ConfigError: all problems of the settings at once.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = resolve(config)
+        self.family = families.get(str(self.config.model_family))
+        self._check_before_loading()
+        self.report: DatasetReport | None = None
+        self.global_step = 0
+        self._state: _Loaded | None = None
+
+    def _check_before_loading(self) -> None:
+        from tunerkit.training.optimizers import check_optimizer
+        from tunerkit.validation.render import check_rendering
+
+        problems = list(check_optimizer(self.config))
+        if not self.config.validation_disable:
+            problems += check_rendering(self.config, self.family)
+        if problems:
+            raise ConfigError(problems)
+
+    # Preparation -----------------------------------------------------------------------------------------------
+
+    def prepare(self) -> Trainer:
+        """Claim the output folder, look at the clips, fill the cache, load the model, resume. Safe to call twice.
+
+        Raises:
+            DatasetError: if no clip is usable.
+            ModelError: if the base model is missing or of another family.
+            CheckpointError: if an explicitly named checkpoint cannot be used.
+        """
+        if self._state is not None:
+            return self
+        from accelerate import PartialState
+
+        processes = PartialState(cpu=self.config.device == "cpu")
+        folder = RunFolder(self.config.output_path)
+        if processes.is_main_process:
+            folder.lock()
+            remove_temporary(folder.path)  # what killed runs left; also finishes a replacement they had begun
+        try:
+            with processes.main_process_first():
+                samples = self._cached_samples()
+            self._state = self._load(folder, samples, processes)
+            if processes.is_main_process:
+                self.config.save(folder.path / "config.json")
+                folder.clear_control()
+            if self.config.resume_from_checkpoint:
+                self.load_checkpoint(self.config.resume_from_checkpoint, missing_ok=True)
+            elif processes.is_main_process:
+                folder.keep_metrics(0)
+        except BaseException:
+            self._state = None
+            folder.close()
+            raise
+        return self
+
+    def _cached_samples(self) -> list[Sample]:
+        """Usable samples whose latents are cached; fills the cache first."""
+        self.report = inspect_dataset(self.config)
+        result = build_cache(self.config, report=self.report)
+        failed = {failure.file for failure in result.failures}
+        samples = [sample for sample in self.report.require_samples() if sample.file not in failed]
+        if not samples:
+            raise DatasetError(f"every clip failed while it was encoded:\n{result}")
+        return samples
+
+    def _load(self, folder: RunFolder, samples: Sequence[Sample], processes: Any) -> _Loaded:
+        from tunerkit.training.batches import BatchSource
+        from tunerkit.training.engine import Engine
+        from tunerkit.training.state import Fingerprint
+        from tunerkit.validation.render import Renderer
+
+        config, device = self.config, run_device(self.config)
+        transformer = self.family.load_transformer(config, model_dtype(config))
+        engine = Engine(config, self.family, transformer, device, processes.num_processes)
+        if config.init_lora:
+            from tunerkit.training.export import read_lora
+
+            read_lora(engine, config.init_lora)
+        cache = Cache(config, self.family)
+        return _Loaded(
+            folder=folder,
+            engine=engine,
+            source=BatchSource(config, self.family, cache, samples),
+            renderer=Renderer(config, self.family, cache, device, folder.path / "validation"),
+            fingerprint=Fingerprint.of(config, samples, processes.num_processes),
+            processes=processes.num_processes,
+            rank=processes.process_index,
+        )
+
+    @property
+    def loaded(self) -> _Loaded:
+        """What `prepare()` loaded.
+
+        Raises:
+            TunerkitError: if `prepare()` was not called.
+        """
+        if self._state is None:
+            raise TunerkitError("the trainer is not prepared. Fix: call trainer.prepare() first")
+        return self._state
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run: `max_train_steps`, or `num_train_epochs` over the data."""
+        if self.config.max_train_steps:
+            return self.config.max_train_steps
+        per_step = self.config.gradient_accumulation_steps * self.loaded.processes
+        batches = (self.config.num_train_epochs or 0) * self.loaded.source.plan.batches_per_epoch
+        return -(-batches // per_step)
+
+    @property
+    def done(self) -> bool:
+        return self.global_step >= self.total_steps
+
+    # Steps -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> StepResult:
+        """One optimizer step: accumulate, clip, update, log.
+
+        Raises:
+            NonFiniteLossError: before anything is updated, naming the samples.
+        """
+        started = time.perf_counter()
+        loaded, step = self.loaded, self.global_step
+        numbers = self._batch_numbers(step)
+        following = [*numbers[1:], self._batch_numbers(step + 1)[0]]
+        lr = learning_rate(self.config, step, self.total_steps)
+        update = loaded.engine.step(
+            [lambda n=n, f=f: loaded.source.get(n, f) for n, f in zip(numbers, following, strict=True)],
+            step,
+            lr,
+        )
+        self.global_step = step + 1
+        result = StepResult(
+            step=self.global_step,
+            loss=update.loss,
+            parts=update.parts,
+            lr=lr,
+            grad_norm=update.grad_norm,
+            seconds=time.perf_counter() - started,
+            epoch=update.epoch,
+            samples=update.samples,
+        )
+        if loaded.is_main:
+            loaded.folder.log(result.row())
+            loaded.folder.status("running", self.global_step, self.total_steps, seconds=result.seconds)
+        return result
+
+    def _batch_numbers(self, step: int) -> list[int]:
+        """Numbers of this process's batches of optimizer step `step` (from 0)."""
+        loaded, accumulation = self.loaded, self.config.gradient_accumulation_steps
+        first = step * accumulation
+        return [(first + i) * loaded.processes + loaded.rank for i in range(accumulation)]
+
+    def steps(self, count: int | None = None) -> Iterator[StepResult]:
+        """Steps until `count` are done or the run is complete, with checkpoints and validation when they are due.
+
+        The base model is rendered before the first step. An interrupt (Ctrl-C, the notebook's stop button, SIGTERM)
+        lets the running step finish, saves a checkpoint and then raises KeyboardInterrupt; a second one stops at
+        once. After the last step of the run the final weights are written to the output folder.
+
+        Args:
+            count: number of steps; None for all that are left.
+
+        Yields:
+            the result of each step, with the checkpoint and the videos made after it.
+        """
+        last = self.total_steps if count is None else min(self.total_steps, self.global_step + count)
+        with StopRequest() as stop, self._failure_in_status():
+            if self.global_step < last:
+                self._render_base_model()
+            while self.global_step < last:
+                if stop.requested or self._commanded_to_stop(stop):
+                    self._stop(stop)
+                    return
+                yield self._after_step(self.step())
+            if self.done:
+                self.finish()
+
+    @contextlib.contextmanager
+    def _failure_in_status(self) -> Iterator[None]:
+        """Leave the reason of a failure in status.json, for whoever watches the folder."""
+        try:
+            yield
+        except Exception as error:
+            self.loaded.folder.status("failed", self.global_step, self.total_steps, error=str(error))
+            raise
+
+    def _after_step(self, result: StepResult) -> StepResult:
+        """Save and render what is due after a step."""
+        from dataclasses import replace
+
+        command = self.loaded.folder.command()
+        checkpoint, videos = None, ()
+        if command == "save" or _due(self.global_step, self.config.checkpoint_step_interval, self.done):
+            checkpoint = self.save_checkpoint()
+        if command == "validate" or _due(self.global_step, self.config.validation_step_interval, self.done):
+            videos = tuple(self.validate())
+        return replace(result, checkpoint=checkpoint, videos=videos)
+
+    def _render_base_model(self) -> None:
+        """The base model's videos, once, at step 0: what every later video is compared with."""
+        compared = self.config.validation_step_interval and not self.config.disable_benchmark
+        wanted = compared or self.config.validation_on_startup
+        folder = self.loaded.folder.path / "validation" / "step-0"
+        if self.global_step == 0 and wanted and not any(folder.glob("*.mp4")):
+            self.validate()
+
+    def _commanded_to_stop(self, stop: StopRequest) -> bool:
+        """Obey control.json: wait while paused; True when the run is to stop."""
+        folder = self.loaded.folder
+        while (command := folder.command()) == "pause" and not stop.requested:
+            folder.status("paused", self.global_step, self.total_steps)
+            time.sleep(PAUSE_SECONDS)
+        return command == "stop"
+
+    def _stop(self, stop: StopRequest) -> None:
+        path = self.save_checkpoint()
+        self.loaded.folder.status("stopped", self.global_step, self.total_steps)
+        logger.warning("stopped after step %d; saved %s", self.global_step, path)
+        if stop.requested:
+            raise KeyboardInterrupt
+
+    # Checkpoints and results -----------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> Path:
+        """Write `checkpoint-<step>` whole or not at all, then prune to `checkpoints_total_limit`."""
+        from tunerkit.training.state import write_state
+
+        loaded, step = self.loaded, self.global_step
+        path = loaded.folder.path / f"checkpoint-{step}"
+        if loaded.is_main:
+            path = save_checkpoint(
+                loaded.folder.path,
+                step,
+                lambda folder: write_state(folder, loaded.engine, step, loaded.fingerprint),
+                self.config.checkpoints_total_limit,
+            )
+        loaded.wait()
+        return path
+
+    def load_checkpoint(self, which: str | Path = "latest", *, missing_ok: bool = False) -> int:
+        """Restore a checkpoint: the number of steps done.
+
+        Args:
+            which: "latest" (the newest whole one), a folder, or a folder's name in the output folder.
+            missing_ok: with "latest" and no checkpoint at all, start from step 0 instead of raising.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, or of another model.
+        """
+        from tunerkit.training.state import read_state
+
+        loaded = self.loaded
+        path, warnings = find_checkpoint(loaded.folder.path, which)
+        step = 0
+        if path is not None:
+            step, more = read_state(path, loaded.engine, loaded.fingerprint)
+            warnings = [*warnings, *more]
+        elif not missing_ok:
+            raise CheckpointError(
+                f"{loaded.folder.path} holds no whole checkpoint. Fix: train first, or name one"
+            )
+        for warning in warnings:
+            logger.warning("%s", warning)
+        self.global_step = step
+        if loaded.is_main:
+            loaded.folder.keep_metrics(step)
+        return step
+
+    def validate(self) -> list[Rendering]:
+        """Render every validation prompt with the current weights; out of memory is reported, not raised."""
+        loaded = self.loaded
+        renderings = []
+        if loaded.is_main:
+            loaded.folder.status("validating", self.global_step, self.total_steps)
+            renderings = loaded.renderer.round(loaded.engine, self.global_step)
+        loaded.wait()
+        return renderings
+
+    def evaluation_loss(self) -> float:
+        """Loss at fixed samples, noise levels and noise: comparable between steps; logged to evaluation.jsonl."""
+        from tunerkit.training.evaluation import evaluation_loss
+
+        loaded = self.loaded
+        loss = evaluation_loss(loaded.engine, loaded.source.cache, loaded.source.samples)
+        if loaded.is_main:
+            loaded.folder.log_evaluation({"step": self.global_step, "loss": loss})
+        return loss
+
+    def export_lora(self, path: str | Path, format: LoraFormat = "diffusers") -> Path:
+        """Write the adapter to a `.safetensors` file, in `"diffusers"` or `"comfyui"` layout, and check it."""
+        from tunerkit.training.export import export_lora
+
+        return export_lora(self.loaded.engine, path, format)
+
+    def finish(self) -> Path:
+        """Write the final weights: `pytorch_lora_weights.safetensors`, or `transformer/` of a full fine-tuning.
+
+        With EMA, its weights are written beside them (`ema_lora_weights.safetensors` or `transformer_ema/`).
+        """
+        from tunerkit.training.export import write_final
+
+        loaded = self.loaded
+        path = loaded.folder.path
+        if loaded.is_main:
+            path = write_final(loaded.engine, loaded.folder.path)
+            loaded.folder.status("done", self.global_step, self.total_steps)
+        loaded.wait()
+        return path
+
+    def close(self) -> None:
+        """Free the model's memory and the output folder. A closed trainer may be prepared again."""
+        if self._state is not None:
+            self._state.source.close()
+            self._state.folder.close()
+        self._state = None
+        free_memory()
+
+
+def _due(step: int, interval: int | None, last: bool) -> bool:
+    """Whether something with this interval is due; an active one is also due after the run's last step."""
+    return bool(interval) and (step % interval == 0 or last)
+
+
+class _Loaded:
+    """What a prepared trainer holds."""
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        engine: Engine,
+        source: BatchSource,
+        renderer: Renderer,
+        fingerprint: Fingerprint,
+        processes: int,
+        rank: int,
+    ) -> None:
+        self.folder, self.engine, self.source, self.renderer = folder, engine, source, renderer
+        self.fingerprint, self.processes, self.rank = fingerprint, processes, rank
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Meet the other processes."""
+        if self.processes > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()

@@ -1,0 +1,242 @@
+"""Render the validation prompts with the stock pipeline around the live transformer, and write the videos."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.config.prompts import ValidationPrompt, validation_prompts
+from tunerkit.devices import free_memory
+from tunerkit.errors import ConfigError, Problem
+from tunerkit.families.base import RenderRequest
+from tunerkit.validation.video_files import read_mp4, side_by_side, write_mp4
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from tunerkit.cache.entries import Cache
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.families.base import Family
+    from tunerkit.training.engine import Engine
+
+logger = logging.getLogger("tunerkit")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One rendered video.
+
+    Attributes:
+        path: the mp4 file.
+        prompt, nickname, seed: what was rendered; `nickname` is safe as a file name.
+        step: optimizer steps done when it was rendered; 0 is the base model.
+        frames, fps, size: number of frames, frames per second, (width, height).
+        ema: whether the EMA's weights were used.
+        comparison: mp4 with the base model's rendering on the left, if there is one.
+    """
+
+    path: Path
+    prompt: str
+    nickname: str
+    seed: int
+    step: int
+    frames: int
+    fps: float
+    size: tuple[int, int]
+    ema: bool = False
+    comparison: Path | None = None
+
+
+def parse_sizes(text: str) -> list[tuple[int, int]]:
+    """`"832x480,640x640"` (or `"480"` for a square) as (width, height) pairs.
+
+    Raises:
+        ValueError: if an entry is not a size.
+    """
+    sizes = []
+    for entry in text.split(","):
+        edges = entry.strip().lower().split("x")
+        if len(edges) not in (1, 2) or not all(edge.isdigit() and int(edge) > 0 for edge in edges):
+            raise ValueError(f"{entry.strip()!r} is not WIDTHxHEIGHT")
+        sizes.append((int(edges[0]), int(edges[-1])))
+    return sizes
+
+
+def check_rendering(config: TrainConfig, family: Family) -> list[Problem]:
+    """Problems of the validation settings that the model would only find after hours: sizes and frame counts."""
+    problems = []
+    try:
+        sizes = parse_sizes(str(config.validation_resolution))
+    except ValueError as error:
+        example = "write sizes as WIDTHxHEIGHT, for example 832x480,640x640"
+        return [Problem("validation_resolution", config.validation_resolution, str(error), example)]
+    multiple = family.size_multiple
+    for width, height in sizes:
+        if width % multiple or height % multiple:
+            nearest = "x".join(
+                str(max(multiple, round(edge / multiple) * multiple)) for edge in (width, height)
+            )
+            problems.append(
+                Problem(
+                    "validation_resolution",
+                    f"{width}x{height}",
+                    f"{family.title} renders multiples of {multiple} only",
+                    f"use {nearest}",
+                )
+            )
+    frames = config.validation_num_video_frames
+    if frames is not None and family.legal_frames(frames) != frames:
+        below = family.legal_frames(frames)
+        step = family.temporal_compression
+        problems.append(
+            Problem(
+                "validation_num_video_frames",
+                frames,
+                f"{family.title} makes {step}k + 1 frames",
+                f"use {below} or {below + step}",
+            )
+        )
+    return problems
+
+
+def seeds(config: TrainConfig) -> list[int]:
+    """The seeds to render each prompt with."""
+    first = config.seed if config.validation_seed is None else config.validation_seed
+    return (
+        list(first) if isinstance(first, list) else [first + i for i in range(config.num_validation_images)]
+    )
+
+
+class Renderer:
+    """Renders all prompts of a run; text comes from the cache, the VAE is loaded for the time of one round.
+
+    Args:
+        config: resolved settings.
+        family: the model family.
+        cache: cache that holds the prompts' text.
+        device: where to render.
+        folder: the run's `validation` folder; videos go to `<folder>/step-<n>/`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, family: Family, cache: Cache, device: torch.device, folder: Path
+    ) -> None:
+        self.config, self.family, self.cache, self.device, self.folder = config, family, cache, device, folder
+        self.prompts = [] if config.validation_disable else validation_prompts(config)
+
+    def round(self, engine: Engine, step: int) -> list[Rendering]:
+        """Render every prompt, size and seed; with EMA as `ema_validation` says.
+
+        Out of memory is reported and ends the round with what was rendered so far.
+        """
+        import torch
+
+        if not self.prompts:
+            return []
+        renderings: list[Rendering] = []
+        try:
+            vae = self.family.load_vae(self.config, self.device)
+            for ema in self._ema_modes(engine, step):
+                with engine.rendering(ema=ema) as transformer:
+                    for rendering in self._render_all(transformer, vae, step, ema):
+                        renderings.append(rendering)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            logger.warning(
+                "validation at step %d ran out of memory (%s); training goes on. Lower validation_resolution or "
+                "validation_num_video_frames, or set vae_enable_tiling = true",
+                step,
+                str(error).splitlines()[0] if str(error) else type(error).__name__,
+            )
+        finally:
+            vae = None
+            free_memory()
+        return renderings
+
+    def _ema_modes(self, engine: Engine, step: int) -> list[bool]:
+        if engine.ema is None or step == 0:
+            return [False]
+        return {"none": [False], "ema_only": [True], "comparison": [False, True]}[self.config.ema_validation]
+
+    def _render_all(self, transformer: Any, vae: Any, step: int, ema: bool) -> Iterator[Rendering]:
+        for with_image in (False, True):
+            prompts = [p for p in self.prompts if (p.image is not None) == with_image]
+            if not prompts:
+                continue
+            pipeline = self.family.build_pipeline(self.config, transformer, vae, image_to_video=with_image)
+            for prompt in prompts:
+                for width, height in parse_sizes(str(self.config.validation_resolution)):
+                    for seed in seeds(self.config):
+                        request = self._request(prompt, width, height, seed)
+                        frames = self.family.render(pipeline, request)
+                        yield self._write(frames, prompt, request, step, ema)
+
+    def _request(self, prompt: ValidationPrompt, width: int, height: int, seed: int) -> RenderRequest:
+        config = self.config
+        return RenderRequest(
+            text=self.cache.text(prompt.prompt, "positive"),
+            negative_text=self.cache.text(config.validation_negative_prompt or "", "negative"),
+            width=width,
+            height=height,
+            frames=int(config.validation_num_video_frames or 1),
+            steps=int(config.validation_num_inference_steps or 1),
+            guidance=float(config.validation_guidance or 1.0),
+            seed=seed,
+            fps=float(config.framerate or self.family.framerate),
+            image=_fitted_image(prompt.image, width, height) if prompt.image else None,
+        )
+
+    def _write(
+        self, frames: np.ndarray, prompt: ValidationPrompt, request: RenderRequest, step: int, ema: bool
+    ) -> Rendering:
+        name = f"{prompt.nickname}-{request.width}x{request.height}-{request.seed}"
+        folder = self.folder / f"step-{step}"
+        path = write_mp4(folder / f"{name}{'-ema' if ema else ''}.mp4", frames, request.fps)
+        return Rendering(
+            path=path,
+            prompt=prompt.prompt,
+            nickname=prompt.nickname,
+            seed=request.seed,
+            step=step,
+            frames=len(frames),
+            fps=request.fps,
+            size=(request.width, request.height),
+            ema=ema,
+            comparison=self._beside_base(path, frames, name, request.fps, step),
+        )
+
+    def _beside_base(self, path: Path, frames: np.ndarray, name: str, fps: float, step: int) -> Path | None:
+        """`<video>-beside-base.mp4`: the base model's rendering of the same seed left, this one right."""
+        base = self.folder / "step-0" / f"{name}.mp4"
+        if step == 0 or not base.is_file():
+            return None
+        both = side_by_side(read_mp4(base), frames, ("base model", f"step {step}"))
+        return write_mp4(path.with_name(f"{path.stem}-beside-base.mp4"), both, fps)
+
+
+def _fitted_image(path: Path, width: int, height: int) -> Image.Image:
+    """The image scaled to cover `width` x `height` and cropped to it around its centre."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    except OSError as error:
+        raise ConfigError(
+            [
+                Problem(
+                    "validation_input", str(path), f"is not a readable image ({error})", "give a PNG or JPEG"
+                )
+            ]
+        ) from error
+
+
+def latest_videos(folder: Path) -> Sequence[Path]:
+    """The videos of the newest round under a run's `validation` folder."""
+    rounds = [(int(p.name.removeprefix("step-")), p) for p in folder.glob("step-*") if p.name[5:].isdigit()]
+    return sorted(max(rounds)[1].glob("*.mp4")) if rounds else []

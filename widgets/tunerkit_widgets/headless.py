@@ -1,0 +1,52 @@
+"""Whether somebody is there to click, and showing a result where nobody is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+VARIABLE = "TUNERKIT_HEADLESS"
+"""Environment variable that decides by itself: 1 = no widgets, 0 = widgets."""
+
+_OFF_WORDS = frozenset({"0", "false", "no", "off"})
+
+
+def headless() -> bool:
+    """True under papermill, `nbconvert --execute`, nbmake and outside of notebooks: then nothing may wait for a click.
+
+    Programs that execute notebooks tell the kernel that nobody can be asked for input (`allow_stdin` of the request);
+    JupyterLab, Colab and VS Code tell it the opposite.
+    """
+    forced = os.environ.get(VARIABLE, "").strip().lower()
+    if forced:
+        return forced not in _OFF_WORDS
+    kernel = _kernel()
+    if kernel is None:
+        return True
+    request: dict[str, Any] = kernel.get_parent() or {}
+    return not request.get("content", {}).get("allow_stdin", True)
+
+
+def _kernel() -> Any:
+    """The Jupyter kernel this runs in, or None; looks only at an IPython that is already loaded."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython.get_ipython(), "kernel", None) if ipython else None
+
+
+def show(html: str, text: str) -> None:
+    """Show `html` in a notebook, with `text` beside it for programs that read the notebook; print `text` elsewhere."""
+    if _kernel() is None:
+        print(text)
+        return
+    from IPython.display import display
+
+    display({"text/html": html, "text/plain": text}, raw=True)
+
+
+def show_png(png: bytes) -> None:
+    """Show a picture in a notebook; outside of one there is no place for it."""
+    if _kernel() is not None:
+        from IPython.display import Image, display
+
+        display(Image(data=png, format="png"))
