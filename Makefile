@@ -28,11 +28,13 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	  || { echo "Python 3.11, 3.12 or 3.13 is needed. Fix: make PYTHON=python3.11 setup" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); this takes some minutes"
+	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[workbench,demo,optimi,dev]'
-	touch $@
+	@touch $@
 
+# Always trains from the start: an earlier demo's output is removed, its clips, cache and settings stay.
 demo: setup
 	$(OFFLINE) OMP_NUM_THREADS=2 $(BIN)/python -m tunerkit demo $(DEMO) --family sanavideo
 	rm -rf $(DEMO)/output

@@ -39,10 +39,14 @@ def write_clip(
     pixel_format: str = "yuv420p",
     size: tuple[int, int] = (128, 64),
     rotation: int | None = None,
+    mirrored: bool = False,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Encode numbered frames, or given pictures, at a constant rate or at `times` (seconds)."""
+    """Encode numbered frames, or given pictures, at a constant rate or at `times` (seconds).
+
+    `rotation` (degrees counter-clockwise) and then `mirrored` (left to right) tell players how to turn the picture.
+    """
     pictures = [numbered_frame(n, *size) for n in range(frames)] if isinstance(frames, int) else frames
     height, width = pictures[0].shape[:2]
     with av.open(str(path), "w", container_options=container_options or {}) as out:
@@ -53,7 +57,7 @@ def write_clip(
         if times is not None:
             stream.time_base = stream.codec_context.time_base = ticks
         if rotation is not None:
-            stream.set_display_rotation(rotation)
+            stream.set_display_rotation(rotation, hflip=mirrored)
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if times is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_latents_are_those_of_the_decoded_clip(make_config: MakeConfig) -> None:
     config = make_config()
     sample = first_sample(config)
     cached = Cache(tk.resolve(config), tk.family("sanavideo")).latents(sample)
-    vae = AutoencoderKLWan.from_pretrained(str(config.pretrained_model_name_or_path), subfolder="vae")
+    vae: Any = AutoencoderKLWan.from_pretrained(str(config.pretrained_model_name_or_path), subfolder="vae")
     pixels = torch.from_numpy(decode(sample)).permute(3, 0, 1, 2)[None].double() / 127.5 - 1
     with torch.no_grad():
         mode = vae.encode(pixels.float()).latent_dist.mode()[0].double()

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunerkit.data.captions import CaptionError, CaptionRules, check_caption_rules, read_captions
-from tunerkit.errors import DatasetError
+from tunerkit.data.captions import CaptionError, CaptionRules, read_captions
 
 
 def captions_of(tmp_path: Path, data: bytes, **rules) -> tuple[str, ...]:
@@ -82,16 +81,3 @@ def test_instance_prompts(tmp_path: Path) -> None:
         "sks runs",
     )
     assert captions_of(tmp_path, b"sits", instance_prompt="sks") == ("sits",)
-
-
-@pytest.mark.parametrize(
-    "rules",
-    [
-        CaptionRules("instanceprompt"),
-        CaptionRules(prepend_instance_prompt=True),
-        CaptionRules("filename", "  ", only_instance_prompt=True),
-    ],
-)
-def test_a_missing_instance_prompt_is_refused(rules: CaptionRules) -> None:
-    with pytest.raises(DatasetError, match=r"dataset 'cats'.*instance_prompt"):
-        check_caption_rules(rules, "cats")

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,24 @@ import pytest
 from data_clips import numbered_frame, read_number, write_clip, write_sound
 from PIL import Image
 
-from tunerkit.config.dataset_document import DatasetConfig
+from tunerkit.config.dataset_document import DatasetConfig, VideoSettings
+from tunerkit.config.settings import TrainConfig
 from tunerkit.data import inspect
 from tunerkit.data.decode import decode
 from tunerkit.data.discover import discover
 from tunerkit.data.inspect import inspect_dataset
 from tunerkit.data.report import DatasetReport
 from tunerkit.data.samples import ClipRow
-from tunerkit.errors import DatasetError
+from tunerkit.errors import ConfigError, DatasetError
 
 
-def config_of(*datasets: DatasetConfig, **settings: Any) -> Any:
-    """A resolved config as far as the data side reads it."""
-    facts = {"model_family": "sanavideo", "framerate": 16.0, "resolution": None, "resolution_type": None}
-    return SimpleNamespace(**{**facts, **settings}, media_datasets=[d for d in datasets if d.is_media])
+def config_of(*datasets: DatasetConfig, **settings: Any) -> TrainConfig:
+    documents = [dataset.model_dump(exclude_unset=True) for dataset in datasets]
+    return TrainConfig(**{"model_family": "sanavideo", **settings, "datasets": documents})
 
 
 def dataset_of(folder: Path, **settings: Any) -> DatasetConfig:
-    video = {"num_frames": 17, **settings.pop("video", {})}
+    video = VideoSettings(**{"num_frames": 17, **settings.pop("video", {})})
     entry = {"id": "clips", "instance_data_dir": folder, "resolution": 64, "resolution_type": "pixel", **settings}
     return DatasetConfig(**entry, video=video)
 
@@ -77,11 +76,11 @@ def test_video_and_image_become_samples(tmp_path: Path) -> None:
 def test_settings_of_a_dataset_win_over_those_of_the_run(tmp_path: Path) -> None:
     clip(tmp_path, "a.mp4", 60, size=(256, 128))
     own = dataset_of(tmp_path, video={"frame_rate": 30})
-    sample = inspect_dataset(config_of(own, resolution=512, resolution_type="area", framerate=10)).samples[0]
+    sample = inspect_dataset(config_of(own, resolution=0.5, resolution_type="area")).samples[0]
     assert (sample.fps, sample.size, sample.frame_indices) == (30, (128, 64), tuple(range(17)))
     bare = dataset_of(tmp_path, resolution=None, resolution_type=None)
     assert inspect_dataset(config_of(bare, resolution=96)).samples[0].size == (128, 64)  # pixel_area: 135.8 x 67.9
-    assert inspect_dataset(config_of(bare, framerate=None)).samples[0].size == (896, 448)  # the model's own
+    assert inspect_dataset(config_of(bare)).samples[0].size == (896, 448)  # the model's own
     assert "upscaled 3.50 x" in inspect_dataset(config_of(bare)).rows[0].reason
 
 
@@ -158,6 +157,10 @@ def test_a_folder_of_nasty_files_gives_a_true_row_for_each(tmp_path: Path) -> No
         (tmp_path / name).write_bytes(data)
         (tmp_path / name).with_suffix(".txt").write_bytes(caption)
         fine.add(name)
+    raw = os.fsdecode(b"caf\xe9.mp4")  # a name that is no UTF-8
+    (tmp_path / raw).write_bytes(data)
+    (tmp_path / raw).with_suffix(".txt").write_text("coffee")
+    fine.add(raw)
     (tmp_path / "good.mov").write_bytes(data)  # two files with one stem share a caption
     fine.add("good.mov")
     (tmp_path / "notes.md").write_text("no media")
@@ -177,6 +180,15 @@ def test_a_folder_of_nasty_files_gives_a_true_row_for_each(tmp_path: Path) -> No
         table.encode("utf-8")
     for sample in report.samples:
         assert decode(sample).shape == (17, 64, 128, 3)
+
+
+def test_frame_counts_follow_the_interval_of_buckets_by_frames(tmp_path: Path) -> None:
+    clip(tmp_path, "a.mp4", 170)  # 5.67 s: 91 frames at 16 fps
+    video = {"num_frames": 81, "min_frames": 1, "frame_interval": 30}
+    assert report_of(tmp_path, video=video).samples[0].bucket.endswith("@81")
+    # 61 = 2 * 30 + 1, which is also of the form 4 n + 1
+    report = report_of(tmp_path, video={**video, "bucket_strategy": "resolution_frames"})
+    assert report.samples[0].bucket.endswith("@61")
 
 
 def test_an_unexpected_failure_becomes_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,15 +241,16 @@ def test_unusable_folders_are_refused_by_name(tmp_path: Path, kind: str) -> None
 def test_all_unusable_datasets_are_named_at_once(tmp_path: Path) -> None:
     wrong = [
         DatasetConfig(id="gone", instance_data_dir=tmp_path / "gone", resolution=64),
-        DatasetConfig(id="mute", instance_data_dir=tmp_path, caption_strategy="instanceprompt", resolution=64),
-        DatasetConfig(id="sizeless", instance_data_dir=tmp_path, resolution_type="area"),
+        DatasetConfig(id="homeless", resolution=64),
     ]
     with pytest.raises(DatasetError) as caught:
         inspect_dataset(config_of(*wrong))
-    for words in ("'gone'", "'mute'", "instance_prompt", "'sizeless'", "resolution"):
+    for words in ("'gone'", "does not exist", "'homeless'", "instance_data_dir is not set"):
         assert words in str(caught.value)
     with pytest.raises(DatasetError, match="no dataset to train on"):
         inspect_dataset(config_of())
+    with pytest.raises(ConfigError, match="model_family"):
+        inspect_dataset(config_of(wrong[0], model_family=None))
 
 
 @contextmanager

@@ -159,6 +159,26 @@ def test_rotation_is_applied(tmp_path: Path, rotation: int, turns: int) -> None:
     assert shown.mean() == pytest.approx(255 / 4, abs=3)
 
 
+@pytest.mark.parametrize(("rotation", "corner"), [(0, (16, 96)), (90, (96, 48)), (180, (48, 32)), (-90, (32, 16))])
+def test_mirroring_is_applied(tmp_path: Path, rotation: int, corner: tuple[int, int]) -> None:
+    """The white upper left quarter, turned and then mirrored left to right."""
+    picture = np.zeros((64, 128, 3), np.uint8)
+    picture[:32, :64] = 255
+    path = write_clip(tmp_path / "selfie.mp4", [picture] * 3, rotation=rotation, mirrored=True)
+    shown = decode(sample_of(path, (1,)))[0]
+    assert shown[corner].min() > 240
+    assert shown.mean() == pytest.approx(255 / 4, abs=3)
+
+
+def test_high_dynamic_range_is_remarked(tmp_path: Path) -> None:
+    tags = "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
+    path = write_clip(
+        tmp_path / "hdr.mp4", 5, codec="libx265", pixel_format="yuv420p10le", options={"x265-params": tags}
+    )
+    assert read_media(path).remarks == ("HDR (PQ): colours are taken without tone mapping",)
+    assert numbers(decode(sample_of(path, (0, 4)))) == [0, 4]
+
+
 def test_scaled_and_cropped(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", 5, size=(256, 128))
     pixels = decode(sample_of(path, (0, 3, 3), size=(96, 64), resized=(128, 64), crop=(32, 0)))

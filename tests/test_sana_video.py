@@ -288,6 +288,11 @@ def test_legal_frames_and_full_size_model() -> None:
     assert len(hit) == 20 * 2 * 4  # 20 blocks, self- and cross-attention, four projections
     assert math.isclose(sum(p.numel() for p in full.parameters()) / 1e9, 2.06, abs_tol=0.01)
     assert len(FAMILY.blocks(full)) == 20
+
+
+def test_trained_sizes_are_the_pipelines_bins() -> None:
+    from diffusers.pipelines.sana_video.pipeline_sana_video import ASPECT_RATIO_480_BIN
+
     sizes = FAMILY.model_sizes(tk.TrainConfig())
-    assert (832, 480) in sizes
-    assert all(edge % 32 == 0 for size in sizes for edge in size)
+    assert sizes == [(int(width), int(height)) for height, width in ASPECT_RATIO_480_BIN.values()]
+    assert all(edge % 16 == 0 for size in sizes for edge in size)  # 8 in the VAE, 2 in the patches

@@ -33,7 +33,7 @@ def stock_frames(config: tk.TrainConfig, lora: Path | None = None, **arguments: 
     """What a user gets from diffusers alone: uint8 frames `[T, H, W, 3]`."""
     from diffusers import SanaVideoPipeline
 
-    pipeline = SanaVideoPipeline.from_pretrained(str(config.pretrained_model_name_or_path))
+    pipeline: Any = SanaVideoPipeline.from_pretrained(str(config.pretrained_model_name_or_path))
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
         pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)

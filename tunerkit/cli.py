@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tunerkit import __version__
-from tunerkit.cli_output import explain, fail, plain_output
+from tunerkit.cli_output import explain, fail, plain_output, warn
 from tunerkit.errors import NonFiniteLossError, TunerkitError
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             fail(str(error))
             return WRONG_REQUEST
         except KeyboardInterrupt:
-            fail("interrupted. What was saved and cached is whole; the same command goes on from there")
+            warn("interrupted. What was saved and cached is whole; the same command goes on from there")
             return INTERRUPTED
         except BrokenPipeError:
             # Whoever read the output has left. Python would complain again when it flushes at the end.
@@ -82,9 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not argv[0].startswith("-") and argv[0] not in commands:
         near = difflib.get_close_matches(argv[0], commands, n=1)
         choices = f"one of {', '.join(commands)}"
-        raise UsageError(
-            f"there is no command {argv[0]!r}. Fix: use {f'{near[0]}, or {choices}' if near else choices}"
-        )
+        raise UsageError(f"there is no command {argv[0]!r}. Fix: use {f'{near[0]}, or {choices}' if near else choices}")
     arguments, rest = parser.parse_known_args(argv)
     words = [*getattr(arguments, "overrides", []), *rest]
     if rest and not hasattr(arguments, "overrides"):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.cli_output import process_rank, quiet_libraries, say
+from tunerkit.cli_output import encoding_progress, process_rank, quiet_libraries, say
 from tunerkit.errors import CheckpointError, ConfigError, Problem, TunerkitError
 
 if TYPE_CHECKING:
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from tunerkit.training.trainer import Trainer
     from tunerkit.validation.render import Rendering
 
+logger = logging.getLogger("tunerkit")
 BASE = "base"
 """`--checkpoint base`: the model without training."""
 ENDED = ("done", "stopped", "failed")
@@ -29,10 +34,18 @@ def load(arguments: argparse.Namespace, **settings: Any) -> TrainConfig:
     """
     from tunerkit.project import load_config, resolve
 
-    config = resolve(load_config(arguments.config, **{**arguments.overrides, **settings}))
+    overrides = {key: _from_here(key, value) for key, value in arguments.overrides.items()}
+    config = resolve(load_config(arguments.config, **{**overrides, **settings}))
     for note in config.notes:
         say(f"note: {note}")
     return config
+
+
+def _from_here(key: str, value: str) -> str:
+    """An output folder typed in a shell counts from the current folder, not from the project's."""
+    from tunerkit.config.paths import OUTPUT_FOLDERS
+
+    return str(Path(value).expanduser().absolute()) if key in OUTPUT_FOLDERS and value else value
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -71,7 +84,7 @@ def run_cache(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     from tunerkit.cache.build import build_cache
 
-    say(str(build_cache(config)))
+    say(str(build_cache(config, progress=encoding_progress())))
     return 0
 
 
@@ -91,14 +104,12 @@ def run_validate(arguments: argparse.Namespace) -> int:
     if not validation_prompts(config):
         problem = Problem("validation_prompt", None, "there is nothing to render", "write a prompt")
         raise ConfigError([problem])
-    trainer = _prepared(config, arguments.checkpoint)
-    try:
+    with _borrowed(config, arguments.checkpoint) as trainer:
+        trainer.loaded.renderer.folder = config.output_path / "validation"
         videos = trainer.validate()
         say(f"{len(videos)} videos after step {trainer.global_step}:")
         for video in videos:
             say(f"  {describe(video)}")
-    finally:
-        trainer.close()
     return 0 if videos or process_rank() else 1
 
 
@@ -112,30 +123,33 @@ def run_export(arguments: argparse.Namespace) -> int:
     target = Path(arguments.output).expanduser().absolute()
     if target.suffix != ".safetensors":
         raise TunerkitError(f"--output {target} is no .safetensors file. Fix: write {target.name}.safetensors")
-    trainer = _prepared(config, arguments.checkpoint)
-    try:
-        path = trainer.export_lora(target, format=arguments.format)
+    with _borrowed(config, arguments.checkpoint) as trainer:
+        try:
+            path = trainer.export_lora(target, format=arguments.format)
+        except OSError as error:
+            raise TunerkitError(
+                f"--output {target} cannot be written ({error.strerror}). Fix: name a file in a folder you may write to"
+            ) from error
         say(f"adapter after step {trainer.global_step}, {arguments.format} layout: {path}")
-    except OSError as error:
-        raise TunerkitError(
-            f"--output {target} cannot be written ({error.strerror}). Fix: name a file in a folder you may write to"
-        ) from error
-    finally:
-        trainer.close()
     return 0
 
 
-def _prepared(config: TrainConfig, which: str) -> Trainer:
-    """A trainer that holds a checkpoint of the run, looked for before anything is loaded.
+@contextlib.contextmanager
+def _borrowed(config: TrainConfig, which: str) -> Iterator[Trainer]:
+    """A trainer that holds a checkpoint of the run and leaves the run's own files alone, even while it goes on.
+
+    Its output folder is a temporary one; the cache is the run's.
 
     Raises:
-        CheckpointError: if there is none, or it is not whole.
+        CheckpointError: if there is no such checkpoint, or it is not whole; known before anything is loaded.
     """
     from tunerkit.training.checkpoints import find_checkpoint
 
     found = None
     if which != BASE:
-        found, _ = find_checkpoint(config.output_path, which)
+        found, warnings = find_checkpoint(config.output_path, which)
+        for warning in warnings:
+            logger.warning("%s", warning)
         if found is None:
             raise CheckpointError(
                 f"output_dir = {str(config.output_path)!r} holds no whole checkpoint. Fix: train first, or name "
@@ -144,15 +158,24 @@ def _prepared(config: TrainConfig, which: str) -> Trainer:
     quiet_libraries()
     from tunerkit.training.trainer import Trainer
 
-    trainer = Trainer(config.changed(resume_from_checkpoint=None if found is None else str(found)))
-    return trainer.prepare()
+    with tempfile.TemporaryDirectory(prefix="tunerkit-") as folder:
+        own = config.changed(
+            output_dir=folder,
+            cache_dir=config.cache_path,
+            resume_from_checkpoint=None if found is None else str(found.absolute()),
+        )
+        trainer = Trainer(own)
+        try:
+            yield trainer.prepare()
+        finally:
+            trainer.close()
 
 
 def describe(video: Rendering) -> str:
     """A rendered video in one line: its file, and the comparison with the base model if there is one."""
     width, height = video.size
     text = f"{video.path} ({width}x{height}, {video.frames} frames, {video.fps:g} fps, seed {video.seed})"
-    return f"{text}; beside the base model: {video.comparison}" if video.comparison else text
+    return f"{text}; beside the base model: {video.comparison.name}" if video.comparison else text
 
 
 def run_pause(arguments: argparse.Namespace) -> int:

@@ -9,9 +9,10 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _NOISY = ("accelerate", "diffusers", "huggingface_hub", "imageio", "imageio_ffmpeg", "peft", "torch", "transformers")
 
@@ -27,11 +28,16 @@ def say(text: str = "") -> None:
         print(text, flush=True)
 
 
-def fail(message: str) -> None:
-    """Print the one message of a failed command to stderr."""
+def warn(message: str) -> None:
+    """Print a line to stderr, with the number of the process if it is not the first."""
     rank = process_rank()
     where = f"process {rank}: " if rank else ""
-    print(f"{where}error: {message}", file=sys.stderr, flush=True)
+    print(f"{where}{message}", file=sys.stderr, flush=True)
+
+
+def fail(message: str) -> None:
+    """Print the one message of a failed command."""
+    warn(f"error: {message}")
 
 
 def explain(error: Exception) -> None:
@@ -91,6 +97,35 @@ def quiet_libraries() -> None:
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+
+
+class EncodingLines:
+    """Progress of the caching phase as lines, a few a minute, for where a bar cannot redraw itself.
+
+    Args:
+        seconds: shortest time between two lines of one phase; its last line always comes.
+        clock: seconds; only differences count.
+    """
+
+    def __init__(self, seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._phase = ""
+        self._started = self._printed = 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now = self._clock()
+        if phase != self._phase:
+            self._phase, self._started, self._printed = phase, now, now
+        if done < total and now - self._printed < self._seconds:
+            return
+        self._printed = now
+        left = duration((now - self._started) / max(1, done - 1) * (total - done))
+        say(f"encoding {phase}: {done}/{total}" + (f", {left} left" if done < total else ""))
+
+
+def encoding_progress() -> EncodingLines | bool:
+    """How to show the caching phase: a bar on a terminal, lines in a log file."""
+    return sys.stderr.isatty() or EncodingLines()
 
 
 def duration(seconds: float) -> str:

@@ -30,9 +30,7 @@ def run_device(config: TrainConfig) -> torch.device:
         return torch.device("cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            [Problem("device", wanted, "no CUDA device is visible", "remove the setting or use 'cpu'")]
-        )
+        raise ConfigError([Problem("device", wanted, "no CUDA device is visible", "remove the setting or use 'cpu'")])
     return device
 
 

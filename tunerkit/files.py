@@ -88,13 +88,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise TunerkitError(
-            f"{path}: not UTF-8 text (byte {error.start}). Fix: save the file as UTF-8."
-        ) from error
+        raise TunerkitError(f"{path}: not UTF-8 text (byte {error.start}). Fix: save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise TunerkitError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}. "
-            "Fix: correct that line."
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}. Fix: correct that line."
         ) from error
 
 

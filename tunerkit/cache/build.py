@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import tunerkit.families as families
 from tunerkit.cache.entries import Cache
+from tunerkit.cache.store import Store
 from tunerkit.config.prompts import validation_prompts
 from tunerkit.devices import free_memory, run_device
 from tunerkit.errors import TunerkitError
-from tunerkit.files import remove_leftovers
 from tunerkit.project import resolve
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def build_cache(
     family.check_checkpoint(config)
     cache = Cache(config, family)
     for store in (cache.text_store, *cache.latent_stores.values()):
-        _prepare_folder(store.folder)
+        _prepare_store(store)
     result = CacheResult()
     _encode_texts(config, family, cache, needed_texts(config, samples), result, progress)
     _encode_clips(config, family, cache, samples, result, progress)
@@ -106,13 +106,13 @@ def needed_texts(config: TrainConfig, samples: Iterable[Sample]) -> list[tuple[s
     return list(needed)
 
 
-def _prepare_folder(folder: Path) -> None:
+def _prepare_store(store: Store) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
+        store.folder.mkdir(parents=True, exist_ok=True)
+        store.clear_leftovers()
     except OSError as error:
         raise TunerkitError(
-            f"cache folder {folder} cannot be written ({error.strerror}). Fix: set cache_dir (or the dataset's "
+            f"cache folder {store.folder} cannot be written ({error.strerror}). Fix: set cache_dir (or the dataset's "
             "cache_dir / cache_dir_vae) to a folder you may write to"
         ) from error
 
@@ -135,9 +135,7 @@ def _encode_texts(
             for kind in ("positive", "negative"):
                 of_kind = [text for text, wanted in missing if wanted == kind]
                 for chunk in _chunks(of_kind, config.text_encoder_batch_size):
-                    for text, tensors in zip(
-                        chunk, family.encode_text(encoder, chunk, kind, config), strict=True
-                    ):
+                    for text, tensors in zip(chunk, family.encode_text(encoder, chunk, kind, config), strict=True):
                         cache.put_text(text, kind, tensors)
                         result.texts_encoded += 1
                         bar.advance()
@@ -156,9 +154,7 @@ def _encode_clips(
 ) -> None:
     # Two files with the same content share one entry of their dataset.
     missing = {
-        (sample.dataset, cache.namer.latents(sample)): sample
-        for sample in samples
-        if not cache.has_latents(sample)
+        (sample.dataset, cache.namer.latents(sample)): sample for sample in samples if not cache.has_latents(sample)
     }
     result.latents_reused = len(samples) - len(missing)
     if not missing:
@@ -178,9 +174,7 @@ def _encode_clips(
         free_memory()
 
 
-def _encode_chunk(
-    family: Family, vae: Any, cache: Cache, chunk: Sequence[Sample], result: CacheResult
-) -> None:
+def _encode_chunk(family: Family, vae: Any, cache: Cache, chunk: Sequence[Sample], result: CacheResult) -> None:
     """Decode and encode some clips of one bucket; what fails is recorded by file, the rest is written."""
     import torch
 

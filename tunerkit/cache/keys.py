@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.data.decode import DECODE_RECIPE
+
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
@@ -52,6 +54,7 @@ class EntryNamer:
         return entry_name(
             {
                 **self._vae_facts,
+                "decoder": DECODE_RECIPE,
                 "source": [sample.source.digest, sample.source.rotation],
                 "frames": sample.frame_indices,
                 "resized": sample.resized,

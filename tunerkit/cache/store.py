@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunerkit.errors import TunerkitError
-from tunerkit.files import write_atomically
+from tunerkit.files import remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     import torch
+
+
+_HEADER = "tunerkit"
 
 
 class DamagedEntryError(TunerkitError):
@@ -28,6 +31,11 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def clear_leftovers(self) -> None:
+        """Remove what killed processes were writing."""
+        for folder in (self.folder, *self.folder.glob("??")):
+            remove_leftovers(folder)
+
     def path(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}.safetensors"
 
@@ -39,7 +47,8 @@ class Store:
         from safetensors.torch import save
 
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        header = {"facts": json.dumps(facts, default=str), "crc32": str(_checksum(plain))}
+        # One key only: safetensors writes several in random order, and equal entries should be equal files.
+        header = {_HEADER: json.dumps({"crc32": _checksum(plain), "facts": facts}, default=str)}
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(plain, metadata=header))
@@ -59,10 +68,10 @@ class Store:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-                expected = (file.metadata() or {}).get("crc32")
+                expected = json.loads((file.metadata() or {}).get(_HEADER, "{}")).get("crc32")
         except (SafetensorError, OSError, ValueError) as error:
             raise self._damaged(path, str(error)) from error
-        if expected != str(_checksum(tensors)):
+        if expected != _checksum(tensors):
             raise self._damaged(path, "its checksum does not match")
         return tensors
 

@@ -30,7 +30,7 @@ class VideoSettings(Settings):
     """How frames are taken from a clip. Counts are frames at the run's framerate, after resampling."""
 
     num_frames: int | None = _setting(
-        None, "Frames of a sample; the largest legal count of each clip when not set.", ge=1
+        None, "Frames of a sample; what the clip has, up to 5 seconds, when not set.", ge=1
     )
     min_frames: int | None = _setting(None, "Shorter clips are dropped; num_frames when not set.", ge=1)
     max_frames: int | None = _setting(None, "Longer clips are dropped.", ge=1)

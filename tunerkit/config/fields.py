@@ -91,8 +91,10 @@ def converted(value: Any, kind: Kind) -> Any:
     """`value` as the kind takes it, or unchanged when it has no reading; the type check follows.
 
     Raises:
-        ValueError: for true/false given where a number is wanted, which Python itself would accept as 1 and 0.
+        ValueError: for what would pass as something else: true/false as 1 and 0, bytes as text.
     """
+    if isinstance(value, (bytes, bytearray)):
+        raise ValueError("is bytes")
     if isinstance(value, str):
         return _from_text(value, kind)
     if isinstance(value, bool):

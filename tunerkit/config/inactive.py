@@ -206,10 +206,6 @@ INACTIVE: dict[str, str] = {
 DATASET_INACTIVE: dict[str, str] = {
     "caption_shuffle": "captions are used as written",
     "caption_filter_list": "captions are used as written",
-    "crop_aspect_buckets": "crops have the shape of the nearest size",
-    "minimum_aspect_ratio": "clips of every shape are used",
-    "maximum_aspect_ratio": "clips of every shape are used",
-    "max_upscale_threshold": "small clips are enlarged; minimum_image_size drops them",
     "max_num_samples": "all clips are used",
     "probability": "every clip is visited repeats + 1 times an epoch",
     "start_epoch": _TIMING,
@@ -232,7 +228,7 @@ DATASET_INACTIVE: dict[str, str] = {
     "vae_cache_disable": _CACHE,
     "audio": "sound is not trained",
 }
-"""Dataset setting -> what happens instead."""
+"""Dataset setting (with a dot inside a group) -> what happens instead."""
 
 INACTIVE_TYPES: dict[str, str] = {
     "image_embeds": "image embeddings are not used",
@@ -243,8 +239,6 @@ INACTIVE_TYPES: dict[str, str] = {
     "distillation_cache": "no teacher is trained from",
 }
 """`dataset_type` -> what happens instead."""
-
-_EMPTY: tuple[Any, ...] = (None, "", False, 0, [], {})
 
 
 def inactive_notes(config: TrainConfig) -> Iterator[Note]:
@@ -264,7 +258,8 @@ def _dataset_notes(dataset: DatasetConfig, entry: str) -> Iterator[Note]:
         return
     for key, instead in DATASET_INACTIVE.items():
         unused_sound = key == "audio" and dataset.audio is not None and not dataset.audio.auto_split
-        if _is_active(dataset, key) and not unused_sound:
+        group, _, name = key.rpartition(".")
+        if _is_active(getattr(dataset, group) if group else dataset, name) and not unused_sound:
             yield _note(f"{entry}.{key}", instead)
 
 
@@ -276,13 +271,13 @@ def _is_active(settings: Settings, key: str) -> bool:
     """Whether a setting differs from its default and says anything."""
     value = getattr(settings, key)
     default = type(settings).model_fields[key].get_default(call_default_factory=True)
-    if value == default:
+    if value == default or value in (None, ""):
         return False
     words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    if words and all(str(word).casefold() in ("none", "no_change", "no", "") for word in words):
+    if words and all(str(word).casefold() in ("none", "no_change", "no") for word in words):
         return False
-    # A switch that is on by default says something when it is turned off.
-    return default is True or value not in _EMPTY
+    # Turning off what is on by default says something; turning off what is off does not.
+    return bool(value) or bool(default)
 
 
 REFUSED: dict[str, tuple[Iterable[Any], str, str]] = {

@@ -76,10 +76,12 @@ def _advice(text: str, error: json.JSONDecodeError) -> str:
         return "the file is empty; write {} for no settings"
     before = text[: error.pos].rstrip()
     after = text[error.pos :].lstrip()
-    if after[:1] in ("}", "]") and before.endswith(","):
+    if before.endswith(",") and after[:1] in ("}", "]"):
         return "remove the comma before the closing bracket"
-    if before.endswith((",", "{")) and re.match(r"[,}]", after) and before.endswith(","):
+    if before.endswith(",") and after.startswith(","):
         return "remove the extra comma"
+    if not after:
+        return "the file ends too early: close every bracket and quote"
     if after.startswith(("//", "#", "/*")):
         return "remove the comment; JSON has none"
     if after.startswith(("'", "‘", "’", "“", "”")):
@@ -98,8 +100,6 @@ def _advice(text: str, error: json.JSONDecodeError) -> str:
         return "close the quote on the same line"
     if "escape" in error.msg:
         return "write a backslash as \\\\, or use / in paths"
-    if not after:
-        return "the file ends too early: close every bracket and quote"
     return "look for a trailing or missing comma, a missing quote, or an unclosed bracket just before that place"
 
 

@@ -91,6 +91,9 @@ class Placed:
 def place_paths(settings: MutableMapping[str, Any], datasets: list[Any], folders: Folders) -> Placed:
     """Make every path of the settings absolute, in place. Values that are no text are left to the type check."""
     placed = Placed()
+    for key in (*MODELS, "resume_from_checkpoint"):
+        if isinstance(settings.get(key), (int, float)) and not isinstance(settings[key], bool):
+            settings[key] = str(settings[key])  # JSON may hold a folder called 2024 as a number
     for key in INPUT_FILES:
         if _is_path(settings.get(key)):
             settings[key] = _input_file(key, settings[key], folders, placed)

@@ -13,7 +13,7 @@ from tunerkit.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")  # an underscore stands for each run of these
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def _spellings(values: Values, table: dict[str, dict[str, str]]) -> None:
 
 
 def _flag(value: Any) -> bool:
-    return converted(value, Kind(flag=True)) is True
+    return isinstance(value, (bool, str)) and converted(value, Kind(flag=True)) is True
 
 
 def _whole(value: Any) -> int | None:

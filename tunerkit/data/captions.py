@@ -13,7 +13,10 @@ CaptionStrategy = Literal["textfile", "filename", "instanceprompt"]
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """The caption settings of a dataset, named as in the dataset document."""
+    """The caption settings of a dataset, named as in the dataset document.
+
+    `instance_prompt` has to hold words wherever another setting asks for it.
+    """
 
     caption_strategy: CaptionStrategy = "textfile"
     instance_prompt: str | None = None
@@ -39,25 +42,6 @@ class CaptionError(DatasetError):
     def __init__(self, reason: str, fix: str, cause: str) -> None:
         self.reason, self.fix, self.cause = reason, fix, cause
         super().__init__(f"{reason}. Fix: {fix}")
-
-
-def check_caption_rules(rules: CaptionRules, dataset_id: str) -> None:
-    """Refuse settings that ask for an instance prompt without giving one.
-
-    Raises:
-        DatasetError: naming the dataset and the setting.
-    """
-    wants_prompt = rules.prompt_only or rules.prepend_instance_prompt
-    if wants_prompt and not (rules.instance_prompt or "").strip():
-        setting = (
-            'caption_strategy = "instanceprompt"'
-            if rules.caption_strategy == "instanceprompt"
-            else f"{'only' if rules.only_instance_prompt else 'prepend'}_instance_prompt = true"
-        )
-        raise DatasetError(
-            f"dataset '{dataset_id}': {setting} needs an instance_prompt. Fix: set instance_prompt to the "
-            f"words that describe the clips, or change the setting."
-        )
 
 
 def read_captions(media: Path, rules: CaptionRules) -> tuple[str, ...]:

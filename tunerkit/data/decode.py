@@ -38,8 +38,7 @@ def decode(sample: Sample) -> np.ndarray:
     """The pixels of a sample, uint8 `[T, H, W, 3]` in RGB.
 
     Frame `t` is source frame `sample.frame_indices[t]`, turned as the file asks, scaled to `sample.resized`,
-    of which the box of `sample.size` at `sample.crop` is kept. Decoding stops after the last frame that is
-    needed.
+    of which the box of `sample.size` at `sample.crop` is kept. Decoding stops after the last frame that is needed.
 
     Raises:
         UnreadableMedia: the file is gone or changed, is damaged or ends before the last planned frame.
@@ -78,9 +77,17 @@ def _decode_video(sample: Sample) -> np.ndarray:
 
 
 def _frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
-    """Every frame of the stream in presentation order."""
+    """Every frame of the stream in presentation order; damage ahead of the first one is passed over."""
+    started = False
     for packet in container.demux(stream):
-        yield from packet.decode()
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            if started:
+                raise
+            continue
+        started = started or bool(frames)
+        yield from frames
 
 
 def _wanted_keys(sample: Sample, stream: Any) -> list[int]:

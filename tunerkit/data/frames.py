@@ -39,8 +39,7 @@ class FramePlan:
     """The frames of one clip.
 
     Attributes:
-        indices: source frames in presentation order, one per output frame; empty when the clip cannot be
-            used.
+        indices: source frames in presentation order, one per output frame; empty when the clip cannot be used.
         reason: what was found and what is taken of it, or why nothing is.
         fix: the setting that would change a refusal; empty when the clip is used.
         cause: the refusal in two words; empty when the clip is used.
@@ -67,8 +66,7 @@ def plan_frames(
         target_fps: frames per second of the output, above 0.
         num_frames: largest number of output frames.
         legal_frames: the largest count that the model takes and that is not above its argument.
-        end: when the last frame leaves the screen, in seconds; by default it stays as long as a frame
-            usually does.
+        end: when the last frame leaves the screen, in seconds; by default it stays as long as a frame usually does.
     """
     stop = clip_end(timestamps) if end is None else end
     available = frames_that_fit(timestamps[0], stop, target_fps)
@@ -96,8 +94,7 @@ def clip_end(timestamps: Sequence[float], last_duration: float | None = None) ->
 
     Args:
         timestamps: presentation times in seconds, ascending, at least one.
-        last_duration: how long the last frame stays; where the file does not say, the median distance of
-            frames.
+        last_duration: how long the last frame stays; where the file does not say, the median distance of frames.
     """
     if not last_duration:
         last_duration = float(np.median(np.diff(timestamps))) if len(timestamps) > 1 else 0.0

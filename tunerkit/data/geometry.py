@@ -7,8 +7,7 @@ A size starts from the ideal one: the clip's own aspect (or a square with `crop`
 - `area`: width x height is `resolution` megapixels. `pixel_area`: it is `resolution` squared. Each edge is
   rounded to the multiple nearest to its ideal length, which keeps both the area and the aspect as near as
   multiples allow.
-- `model`: of the sizes that the model was trained at, the one whose aspect is nearest, whatever `resolution`
-  says.
+- `model`: of the sizes that the model was trained at, the one whose aspect is nearest, whatever `resolution` says.
 
 The clip is then scaled, aspect kept, to cover that size, and the rest is cropped. So `crop = false` means
 "keep the aspect", not "lose no pixel": what rounding to the multiple costs is cut off.
@@ -34,15 +33,12 @@ class SizeRules:
 
     Attributes:
         resolution: pixels (`pixel`, `pixel_area`) or megapixels (`area`); not used by `model`.
-        crop, crop_aspect: with `crop` every sample gets the asked aspect: `square`; of `crop_aspect_buckets`
-            (width / height) the one nearest to the file's own (`closest`) or one drawn from its content hash
-            (`random`). `preserve`, or no `crop`: the file's own aspect.
+        crop, crop_aspect: every sample is square with `crop` and `crop_aspect = "square"`; otherwise the file's
+            own aspect is kept.
         crop_style: `center`; `corner`, the lower right one; `random`, a place drawn from the file's content
             hash, the same on every run.
         minimum_image_size: smaller files are dropped. `pixel`: both edges; otherwise the area, in the unit of
             `resolution` (for `model` the edge of a square, as for `pixel_area`).
-        minimum_aspect_ratio, maximum_aspect_ratio: files outside (width / height) are dropped.
-        max_upscale_threshold: files that would grow by more than this part are dropped; 0.25 allows 1.25 x.
         maximum_image_size: larger files (shorter edge or area) are first scaled to `target_downsample_size`,
             then cropped, which with a target above `resolution` takes a part of the picture.
     """
@@ -51,14 +47,10 @@ class SizeRules:
     resolution_type: ResolutionType = "pixel_area"
     crop: bool = False
     crop_aspect: CropAspect = "square"
-    crop_aspect_buckets: tuple[float, ...] = ()
     crop_style: CropStyle = "center"
     minimum_image_size: float | None = None
     maximum_image_size: float | None = None
     target_downsample_size: float | None = None
-    minimum_aspect_ratio: float | None = None
-    maximum_aspect_ratio: float | None = None
-    max_upscale_threshold: float | None = None
 
     @property
     def square(self) -> bool:
@@ -88,7 +80,8 @@ def plan_size(
     Raises:
         ValueError: `model` is asked for and there are no `model_sizes`.
     """
-    size = target_size(_aspect(source, rules, digest), rules, multiple, model_sizes)
+    aspect = 1.0 if rules.square else source[0] / source[1]
+    size = target_size(aspect, rules, multiple, model_sizes)
     resized = _resized(source, size, rules)
     return SizePlan(size, resized, _crop_origin(resized, size, rules.crop_style, digest))
 
@@ -118,12 +111,8 @@ class Refusal(NamedTuple):
     cause: str
 
 
-def refuse_size(source: Size, plan: SizePlan, rules: SizeRules) -> Refusal | None:
-    """Why the settings drop a file of this size; None when they do not."""
-    return _refuse_small(source, rules) or _refuse_aspect(source, rules) or _refuse_upscale(source, plan, rules)
-
-
-def _refuse_small(source: Size, rules: SizeRules) -> Refusal | None:
+def refuse_size(source: Size, rules: SizeRules) -> Refusal | None:
+    """Why `minimum_image_size` drops a file of this size; None when it does not."""
     minimum = rules.minimum_image_size
     if not minimum:
         return None
@@ -147,34 +136,6 @@ def _refuse_small(source: Size, rules: SizeRules) -> Refusal | None:
     )
 
 
-def _refuse_aspect(source: Size, rules: SizeRules) -> Refusal | None:
-    aspect = source[0] / source[1]
-    for key, limit, outside in (
-        ("minimum_aspect_ratio", rules.minimum_aspect_ratio, lambda limit: aspect < limit),
-        ("maximum_aspect_ratio", rules.maximum_aspect_ratio, lambda limit: aspect > limit),
-    ):
-        if limit and outside(limit):
-            return Refusal(
-                f"shape: {source[0]}x{source[1]} has aspect {aspect:.3f}, outside {key} = {limit:g}",
-                f"change or remove {key}",
-                "aspect ratio",
-            )
-    return None
-
-
-def _refuse_upscale(source: Size, plan: SizePlan, rules: SizeRules) -> Refusal | None:
-    limit = rules.max_upscale_threshold
-    scale = plan.resized[0] / source[0]
-    if limit is None or scale - 1 <= limit:
-        return None
-    return Refusal(
-        f"too small: {source[0]}x{source[1]} would be upscaled {scale:.2f} x, more than "
-        f"max_upscale_threshold = {limit:g} allows",
-        "raise max_upscale_threshold, lower resolution, or use a larger file",
-        "too small",
-    )
-
-
 def size_remarks(source: Size, plan: SizePlan) -> list[str]:
     """What to know about the scaling: `upscaled 1.50 x`, `the crop keeps 56% of the picture`."""
     remarks = []
@@ -185,18 +146,6 @@ def size_remarks(source: Size, plan: SizePlan) -> list[str]:
     if kept < 0.9:
         remarks.append(f"the crop keeps {kept:.0%} of the picture")
     return remarks
-
-
-def _aspect(source: Size, rules: SizeRules, digest: str) -> float:
-    """Width / height that the sample is asked to have."""
-    own = source[0] / source[1]
-    if rules.square:
-        return 1.0
-    if not rules.crop or rules.crop_aspect == "preserve" or not rules.crop_aspect_buckets:
-        return own
-    if rules.crop_aspect == "random":
-        return rules.crop_aspect_buckets[int(digest[-8:] or "0", 16) % len(rules.crop_aspect_buckets)]
-    return min(rules.crop_aspect_buckets, key=lambda aspect: abs(math.log(aspect / own)))
 
 
 def _resized(source: Size, size: Size, rules: SizeRules) -> Size:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunerkit import families
-from tunerkit.data.captions import CaptionError, CaptionRules, check_caption_rules, read_captions
+from tunerkit.data.captions import CaptionError, CaptionRules, read_captions
 from tunerkit.data.discover import Discovery, Found, discover
 from tunerkit.data.frames import FramePlan, FrameRules, decide_frames
 from tunerkit.data.geometry import SizeRules, plan_size, refuse_size, size_remarks
 from tunerkit.data.probe import Media, UnreadableMedia, read_media
 from tunerkit.data.report import DatasetReport
 from tunerkit.data.samples import ClipRow, Kind, Sample, Size, Source
-from tunerkit.errors import DatasetError
+from tunerkit.errors import ConfigError, DatasetError, Problem
 
 if TYPE_CHECKING:
     from tunerkit.config.dataset_document import DatasetConfig
@@ -36,7 +37,8 @@ class Rules:
     frames: FrameRules
     size: SizeRules
     captions: CaptionRules
-    family: Family
+    multiple: int
+    legal_frames: Callable[[int], int]
     model_sizes: tuple[Size, ...]
     target_fps: float
     repeats: int
@@ -59,16 +61,17 @@ def inspect_dataset(config: TrainConfig) -> DatasetReport:
         A row per file, in the order of the datasets and then of the relative paths.
 
     Raises:
-        DatasetError: a dataset's folder cannot be used, or its settings contradict each other; all datasets
-        that
-            are wrong at once. A dataset whose files are all dropped raises nothing: see
-            `DatasetReport.require_samples`.
+        DatasetError: a dataset's folder cannot be used; all that are wrong at once. A dataset whose files are all
+            dropped raises nothing: see `DatasetReport.require_samples`.
+        ConfigError: `model_family` is missing or unknown.
     """
     if not config.media_datasets:
         raise DatasetError(
             "data_backend_config names no dataset to train on. Fix: add an entry with dataset_type video or "
             "image and instance_data_dir, or remove its disabled = true."
         )
+    if config.model_family is None:
+        raise ConfigError([Problem("model_family", None, "is not set", f"use one of {', '.join(families.names())}")])
     family = families.get(config.model_family)
     plans: list[tuple[Rules, Discovery]] = []
     wrong: list[str] = []
@@ -92,7 +95,7 @@ def rules_of(dataset: DatasetConfig, config: TrainConfig, family: Family) -> Rul
     """The rules of one dataset: its own settings first, then the run's, then the family's.
 
     Raises:
-        DatasetError: resolution or caption settings that cannot work.
+        DatasetError: the sizes that the model was trained at are asked for, and it has none.
     """
     captions = CaptionRules(
         dataset.caption_strategy,
@@ -101,7 +104,6 @@ def rules_of(dataset: DatasetConfig, config: TrainConfig, family: Family) -> Rul
         dataset.only_instance_prompt,
         dataset.disable_multiline_split,
     )
-    check_caption_rules(captions, dataset.id)
     size = _size_rules(dataset, config)
     # Asked for only where needed: a family may import its model library to answer.
     sizes = tuple(family.model_sizes(config)) if size.resolution_type == "model" else ()
@@ -116,7 +118,8 @@ def rules_of(dataset: DatasetConfig, config: TrainConfig, family: Family) -> Rul
         frames=FrameRules(dataset.video.num_frames, dataset.video.min_frames, dataset.video.max_frames),
         size=size,
         captions=captions,
-        family=family,
+        multiple=family.size_multiple,
+        legal_frames=_legal_frames(dataset, family),
         model_sizes=sizes,
         target_fps=float(dataset.video.frame_rate or config.framerate or family.framerate),
         repeats=dataset.repeats,
@@ -138,8 +141,7 @@ def decide(found: Found, rules: Rules) -> ClipRow:
     except UnreadableMedia as error:
         return _dropped(found.file, found.kind, None, rules, [Trouble(error.reason, error.fix, error.cause)])
     except Exception as error:
-        # A reader can fail on a damaged file in ways nobody listed; one file must not stop the other
-        # thousand.
+        # A reader can fail on a damaged file in ways nobody listed; one file must not stop the other thousand.
         unexpected = Trouble(
             f"reading it failed unexpectedly: {type(error).__name__}: {error}",
             "check that the file plays, export it again, or remove it",
@@ -155,14 +157,14 @@ def _decide_readable(found: Found, media: Media, rules: Rules) -> ClipRow:
     size = plan_size(
         displayed,
         rules.size,
-        multiple=rules.family.size_multiple,
+        multiple=rules.multiple,
         model_sizes=rules.model_sizes,
         digest=source.digest,
     )
     troubles: list[Trouble] = []
     if frames.cause:
         troubles.append(Trouble(frames.reason, frames.fix, frames.cause))
-    refusal = refuse_size(displayed, size, rules.size)
+    refusal = refuse_size(displayed, rules.size)
     if refusal:
         troubles.append(Trouble(*refusal))
     captions: tuple[str, ...] = ()
@@ -204,7 +206,7 @@ def _plan_frames(kind: Kind, media: Media, rules: Rules) -> FramePlan:
         source_fps=media.source.fps,
         target_fps=rules.target_fps,
         rules=rules.frames,
-        legal_frames=rules.family.legal_frames,
+        legal_frames=rules.legal_frames,
     )
 
 
@@ -247,31 +249,23 @@ def _discover(dataset: DatasetConfig) -> Discovery:
     return discover(Path(dataset.instance_data_dir), dataset.id)
 
 
+def _legal_frames(dataset: DatasetConfig, family: Family) -> Callable[[int], int]:
+    """The family's frame rule; with buckets by frames also lowered to `k * video.frame_interval + 1`."""
+    interval = dataset.video.frame_interval
+    if dataset.video.bucket_strategy != "resolution_frames" or not interval:
+        return family.legal_frames
+    return lambda count: family.legal_frames((max(1, count) - 1) // interval * interval + 1)
+
+
 def _size_rules(dataset: DatasetConfig, config: TrainConfig) -> SizeRules:
-    resolution = dataset.resolution or config.resolution
-    kind = dataset.resolution_type or config.resolution_type or ("pixel_area" if resolution else "model")
-    where = f"dataset '{dataset.id}'"
-    if kind != "model" and not resolution:
-        raise DatasetError(
-            f'{where}: resolution_type = "{kind}" needs a resolution. Fix: set resolution, or set '
-            f"resolution_type to model."
-        )
-    if dataset.crop and dataset.crop_aspect in ("closest", "random") and not dataset.crop_aspect_buckets:
-        raise DatasetError(
-            f'{where}: crop_aspect = "{dataset.crop_aspect}" needs crop_aspect_buckets. Fix: set '
-            f"crop_aspect_buckets to a list such as [1.0, 1.78, 0.56], or crop_aspect to square or preserve."
-        )
+    resolution, kind = config.resolution_of(dataset)
     return SizeRules(
         resolution=resolution or 0.0,
         resolution_type=kind,
         crop=dataset.crop,
         crop_aspect=dataset.crop_aspect,
-        crop_aspect_buckets=tuple(dataset.crop_aspect_buckets or ()),
         crop_style=dataset.crop_style,
         minimum_image_size=dataset.minimum_image_size,
         maximum_image_size=dataset.maximum_image_size,
         target_downsample_size=dataset.target_downsample_size,
-        minimum_aspect_ratio=dataset.minimum_aspect_ratio,
-        maximum_aspect_ratio=dataset.maximum_aspect_ratio,
-        max_upscale_threshold=dataset.max_upscale_threshold,
     )

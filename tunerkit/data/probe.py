@@ -59,8 +59,7 @@ class Media:
         source: its facts.
         times: presentation time of each frame in seconds, ascending; `(0.0,)` for an image.
         end: when the last frame leaves the screen, in seconds on the clock of `times`.
-        timed: whether decoded frames carry `times`; without usable timestamps they are counted at a constant
-            rate.
+        timed: whether decoded frames carry `times`; without usable timestamps they are counted at a constant rate.
         remarks: what a person should know about the file.
     """
 
@@ -133,11 +132,9 @@ def content_digest(path: Path) -> str:
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """How a player turns `frame`, from its display matrix; angles between quarter turns go to the nearest
-    one.
+    """How a player turns `frame`, from its display matrix; angles between quarter turns go to the nearest one.
 
-    The matrix (ISO/IEC 14496-12, 6.2.2) maps a pixel to (a x + c y, b x + d y); a negative determinant
-    mirrors.
+    The matrix (ISO/IEC 14496-12, 6.2.2) maps a pixel to (a x + c y, b x + d y); a negative determinant mirrors.
     """
     side_data: Any = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
@@ -192,16 +189,15 @@ class _Packets:
     """The frames of a stream as its packets announce them.
 
     Attributes:
-        ticks: presentation times in the stream's time base, ascending; the frame's number where `timed` is
-            false.
-        last_duration: how long the last frame stays, in ticks; 0 where the file does not say.
-        timed: whether the presentation times are usable.
+        times: when each frame is shown, in seconds, ascending.
+        last_duration: how long the last frame stays, in seconds; 0 where the file does not say.
+        timed: whether decoded frames carry these times.
         complete: no packet is damaged and as many were read as the file declares.
         first_frame: the first frame that decodes.
     """
 
-    ticks: tuple[int, ...]
-    last_duration: int
+    times: tuple[float, ...]
+    last_duration: float
     timed: bool
     complete: bool
     first_frame: av.VideoFrame
@@ -213,8 +209,8 @@ def _read_packets(path: Path, container: Any, stream: Any) -> _Packets:
     Raises:
         UnreadableMedia: no frame can be decoded.
     """
-    shown: list[tuple[int | None, int]] = []  # (pts, duration)
-    intact = 0
+    shown: list[tuple[int | None, int | None, int]] = []  # (pts, dts, duration)
+    read = 0
     complete = True
     first: av.VideoFrame | None = None
     packets = container.demux(stream)
@@ -229,10 +225,9 @@ def _read_packets(path: Path, container: Any, stream: Any) -> _Packets:
         if packet.is_corrupt:
             complete = False
             continue
-        if packet.size:
-            intact += 1
-            if not packet.is_discard and not _is_hidden(packet, stream):
-                shown.append((packet.pts, packet.duration or 0))
+        read += packet.dts is not None or packet.pts is not None
+        if packet.size and not packet.is_discard and not _is_hidden(packet, stream):
+            shown.append((packet.pts, packet.dts, packet.duration or 0))
         if first is None:
             # The last packet of a stream is empty: it asks the decoder for the frames that it still holds.
             try:
@@ -245,14 +240,28 @@ def _read_packets(path: Path, container: Any, stream: Any) -> _Packets:
             f"no frame can be decoded (codec {stream.codec_context.name})",
             "copy or export the clip again, for example as H.264 mp4",
         )
-    complete = complete and intact >= stream.frames
-    durations = {pts: duration for pts, duration in shown if pts is not None}
-    # AVI stores no presentation times: what the reader makes up for them is wrong with B-frames.
-    if container.format.name == "avi" or len(durations) < len(shown) or first.pts is None:
-        return _Packets(tuple(range(len(shown))), 1, False, complete, first)
-    # Frames ahead of the first that decodes (they lean on pictures that were cut away) are never shown.
-    ticks = tuple(sorted(pts for pts in durations if pts >= first.pts))
-    return _Packets(ticks, durations[ticks[-1]], True, complete, first)
+    times, last_duration, timed = _clock(container, stream, shown, first)
+    return _Packets(times, last_duration, timed, complete and read >= stream.frames, first)
+
+
+def _clock(
+    container: Any, stream: Any, shown: list[tuple[int | None, int | None, int]], first: av.VideoFrame
+) -> tuple[tuple[float, ...], float, bool]:
+    """When each frame is shown, how long the last one stays, and whether decoded frames carry these times.
+
+    AVI stores no presentation times, and what the reader makes up for them is wrong with B-frames; its packets stand
+    in slots of constant length, of which some may be empty, and frames are shown in such slots in their order.
+    """
+    tick = float(stream.time_base)
+    durations = {pts: duration for pts, _, duration in shown if pts is not None}
+    if container.format.name != "avi" and len(durations) == len(shown) and first.pts in durations:
+        # Frames ahead of the first that decodes (they lean on pictures that were cut away) are never shown.
+        ticks = sorted(pts for pts in durations if pts >= first.pts)
+        return tuple(pts * tick for pts in ticks), durations[ticks[-1]] * tick, True
+    slots = sorted({dts for _, dts, _ in shown if dts is not None})
+    if len(slots) < len(shown):
+        slots, tick = list(range(len(shown))), 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    return tuple(slot * tick for slot in slots), tick, False
 
 
 def _is_hidden(packet: Any, stream: Any) -> bool:
@@ -262,15 +271,13 @@ def _is_hidden(packet: Any, stream: Any) -> bool:
 
 def _describe_video(path: Path, container: Any, stream: Any, packets: _Packets) -> Media:
     frame = packets.first_frame
-    rate = stream.average_rate or stream.guessed_rate
-    count = len(packets.ticks)
-    tick = float(stream.time_base) if packets.timed else 1 / float(rate or 25)
-    times = tuple(pts * tick for pts in packets.ticks)
-    last_duration = packets.last_duration * tick or (1 / float(rate) if rate and count == 1 else 0.0)
-    end = clip_end(times, last_duration)
-    measured = count / (end - times[0]) if end > times[0] else float(rate or 0)
+    times = packets.times
+    count = len(times)
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    end = clip_end(times, packets.last_duration or (1 / rate if rate and count == 1 else None))
+    measured = count / (end - times[0]) if end > times[0] else rate
     # The declared rate is exact where it is true; containers round timestamps.
-    fps = float(rate) if rate and abs(float(rate) / measured - 1) < 0.01 else measured
+    fps = rate if rate and abs(rate / measured - 1) < 0.01 else measured
 
     orientation = orientation_of(frame)
     pixel_aspect = float(stream.sample_aspect_ratio or 1) or 1.0

@@ -6,6 +6,7 @@ import csv
 import html
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -77,17 +78,17 @@ class DatasetReport:
             names = [row.file.name for row in rows]
             more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
             parts.append(f"{len(names)} dropped ({cause}): {', '.join(names[:NAMED_FILES])}{more}; {fix}.")
-        return " ".join(parts)
+        return _one_line(" ".join(parts))
 
     def to_text(self) -> str:
         """The table with aligned columns, one line per file, and the fix below each dropped one."""
         lines = [HEADINGS, *(self._cells(row) for row in self.rows)]
         # The last column is long and stays unaligned.
-        widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS) - 1)]
+        widths = [max(_columns(line[column]) for line in lines) for column in range(len(HEADINGS) - 1)]
         indent = " " * (sum(widths) + 2 * len(widths))
         text = []
         for line, row in zip(lines, (None, *self.rows), strict=True):
-            cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
+            cells = [cell + " " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=False)]
             text.append("  ".join([*cells, line[-1]]).rstrip())
             if row is not None and row.fix:
                 text.append(f"{indent}fix: {_one_line(row.fix)}")
@@ -218,6 +219,11 @@ def _one_line(text: str) -> str:
     """Text for a table: no line ends, control characters or undecodable bytes of a file name."""
     printable = "".join(char if char.isprintable() else " " for char in text)
     return " ".join(printable.encode("utf-8", "replace").decode().split())
+
+
+def _columns(text: str) -> int:
+    """Columns that a text takes in a terminal: East Asian wide characters take two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def _in_notebook() -> bool:

@@ -59,7 +59,5 @@ class BatchPlan:
         for visits in self._buckets.values():
             order = torch.randperm(len(visits), generator=source).tolist()
             shuffled = [visits[i] for i in order]
-            batches += [
-                tuple(shuffled[i : i + self.batch_size]) for i in range(0, len(shuffled), self.batch_size)
-            ]
+            batches += [tuple(shuffled[i : i + self.batch_size]) for i in range(0, len(shuffled), self.batch_size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]

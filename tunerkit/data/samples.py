@@ -17,13 +17,11 @@ class Source:
     """What was found in a media file.
 
     Attributes:
-        width, height: pixels as displayed: after rotation, and with non-square pixels stretched to square
-            ones.
+        width, height: pixels as displayed: after rotation, and with non-square pixels stretched to square ones.
         fps: average frames per second; 0 for an image.
         frames: frames that are shown, counted from the packets of the stream; 1 for an image.
         duration: seconds from the first frame's start to the last frame's end; 0 for an image.
-        rotation: degrees counter-clockwise that the file asks a player to turn the picture: 0, 90, 180 or
-            270.
+        rotation: degrees counter-clockwise that the file asks a player to turn the picture: 0, 90, 180 or 270.
         has_audio: whether the file has an audio stream.
         codec: name of the video codec or of the image format.
         size_bytes, mtime_ns: size and time of last change of the file.
@@ -51,8 +49,7 @@ class Sample:
         dataset: id of the dataset.
         file: absolute path of the media file.
         captions: at least one; one is drawn per visit.
-        frame_indices: source frames in presentation order, one per output frame; an index may occur
-            repeatedly.
+        frame_indices: source frames in presentation order, one per output frame; an index may occur repeatedly.
         fps: frames per second of the output frames.
         size: (W, H) that the model sees, a legal multiple.
         resized: (W, H) that the source is scaled to; its aspect is the source's and it covers `size`.

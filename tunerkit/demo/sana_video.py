@@ -1,4 +1,4 @@
-"""A tiny Sana Video checkpoint: the real classes and geometry, one millionth of the size of the real one."""
+"""A tiny Sana Video checkpoint: the real classes and geometry, half a million parameters instead of two billion."""
 
 from __future__ import annotations
 
@@ -102,11 +102,11 @@ def _transformer() -> Any:  # SanaVideoTransformer3DModel
 def _write_input_to_output(transformer: Any) -> None:
     """Lets the untrained model return its noisy input, at unit variance, instead of an unrelated random projection.
 
-    An adapter changes what attention adds to the residual stream. With random in- and output layers the
-    stream hardly holds the input in a form the frozen output layer can show, and no adapter gets the loss
-    below about 1.4; a trained checkpoint is not like that. So the patch embedding is an orthonormal basis and
-    the output layer its transpose: noise is passed on, which is right for high sigma, and the clips' colours
-    are what is left to learn.
+    An adapter changes what attention adds to the residual stream. With random in- and output layers the stream hardly
+    holds the input in a form the frozen output layer can show: a rank 8 LoRA stays at a loss of 1.4 after 100 steps,
+    where it reaches 0.6 here. A trained checkpoint is not like that. So the patch embedding is an orthonormal basis and
+    the output layer its transpose: noise is passed on, which is right for high sigma, and the clips' colours are what
+    is left to learn.
     """
     import torch
 
@@ -117,8 +117,7 @@ def _write_input_to_output(transformer: Any) -> None:
     with torch.no_grad():
         transformer.patch_embedding.weight.copy_(basis.reshape(transformer.patch_embedding.weight.shape))
         transformer.patch_embedding.bias.zero_()
-        # The final norm gives a token the length sqrt(WIDTH); sqrt(values) is that of unit variance in a
-        # patch.
+        # The final norm gives a token the length sqrt(WIDTH); sqrt(values) is that of unit variance in a patch.
         transformer.proj_out.weight.copy_(basis[:, leaving].T * math.sqrt(values / WIDTH))
         transformer.proj_out.bias.zero_()
 

@@ -37,6 +37,4 @@ def get(name: str) -> Family:
     for family in _families().values():
         if wanted == family.name or wanted in family.aliases:
             return family
-    raise ConfigError(
-        [Problem("model_family", name, "is not a known family", f"use one of {', '.join(names())}")]
-    )
+    raise ConfigError([Problem("model_family", name, "is not a known family", f"use one of {', '.join(names())}")])

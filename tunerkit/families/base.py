@@ -183,14 +183,10 @@ class Family(ABC):
         """Noise levels in (0, 1) for training, float32 `[B]` on the CPU, from the family's training density."""
 
     @abstractmethod
-    def losses(
-        self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor
-    ) -> LossParts:
+    def losses(self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> LossParts:
         """The training loss of `batch` at noise level `sigma` `[B]` with `noise` (shape of `batch.latents`)."""
 
-    def loss(
-        self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
+    def loss(self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """`losses(...)` as the scalar to differentiate (float32, mean over samples)."""
         return self.losses(transformer, batch, sigma=sigma, noise=noise).total
 

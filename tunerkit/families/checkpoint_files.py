@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,49 @@ def component_config(model: str, subfolder: str, setting: str, revision: str | N
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        raise ModelError(f"{setting} = {model!r}: {path} cannot be read ({error}). Fix: download it again") from error
+
+
+def load_component(loader: Any, model: str, setting: str, what: str, **arguments: Any) -> Any:
+    """`loader.from_pretrained(model, **arguments)`, or one clear error.
+
+    Weights that the files do not hold would be left random by the libraries, with a log line; here that is an error.
+
+    Args:
+        loader: a diffusers model class.
+        model: local folder or hub id.
+        setting: name of the setting that `model` comes from.
+        what: the component as people call it (`"transformer"`).
+        arguments: passed on to `from_pretrained`.
+
+    Raises:
+        ModelError: if files are missing, damaged or do not fit the class.
+    """
+    with readable(model, setting, what):
+        loaded, info = loader.from_pretrained(model, output_loading_info=True, **arguments)
+    if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"{setting} = {model!r}: {path} cannot be read ({error}). Fix: download it again"
+            f"{setting} = {model!r}: the {what}'s files lack {len(missing)} weights ({missing[0]}, ...). Fix: download "
+            "the checkpoint again"
+        )
+    return loaded
+
+
+@contextmanager
+def readable(model: str, setting: str, what: str) -> Iterator[None]:
+    """Turns what libraries raise for missing or damaged files into a ModelError that names setting and component."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{setting} = {model!r}: the {what} cannot be loaded ({reason}). Fix: download the checkpoint again, or "
+            "name a complete folder in diffusers layout"
         ) from error
 
 
@@ -66,9 +109,7 @@ def _hub_commit(model: str, subfolder: str, revision: str | None) -> str:
     return path.parent.parent.name
 
 
-def component_identity(
-    model: str, subfolders: tuple[str, ...], revision: str | None = None
-) -> dict[str, Any]:
+def component_identity(model: str, subfolders: tuple[str, ...], revision: str | None = None) -> dict[str, Any]:
     """What names the weights of some components for a cache key: equal weights give equal identities.
 
     A hub repository is named by its id and commit; a local folder by the content of its small files and the size and

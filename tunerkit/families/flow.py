@@ -31,9 +31,7 @@ def velocity(clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise.float() - clean.float()
 
 
-def weighted_mse(
-    prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
-) -> torch.Tensor:
+def weighted_mse(prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
     """Squared error of each sample, averaged over everything but the batch: float32 `[B]`.
 
     With `weight` (broadcastable to the target, in [0, 1]) it is the weighted mean `sum(w l) / sum(w)`, so a small mask

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunerkit.dtypes import torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families.base import Batch, Family, Flavour, LossParts, RenderRequest, TextKind
-from tunerkit.families.checkpoint_files import component_config
+from tunerkit.families.checkpoint_files import component_config, load_component, readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,15 +26,20 @@ TRAINING_SHIFT = 3.0
 SAMPLING_SHIFT = 8.0
 """For checkpoints whose scheduler configuration names none."""
 
+TRAINED_SIZES = (
+    (896, 448), (832, 480), (768, 528), (720, 560), (624, 624), (592, 672),
+    (560, 720), (528, 768), (496, 816), (480, 832), (448, 896),
+)  # fmt: skip
+"""(width, height) bins of the 480p model. All are multiples of 16, which is all the model needs; the pipeline renders
+only those that are multiples of 32."""
+
 
 class SanaVideo(Family):
     name = "sanavideo"
     title = "Sana Video 2B"
     aliases = ("sana-video", "sana_video")
     flavours = {
-        "2b-480p": Flavour(
-            "Efficient-Large-Model/SANA-Video_2B_480p_diffusers", "832x480, 81 frames at 16 fps"
-        )
+        "2b-480p": Flavour("Efficient-Large-Model/SANA-Video_2B_480p_diffusers", "832x480, 81 frames at 16 fps")
     }
     default_flavour = "2b-480p"
     framerate = 16.0
@@ -53,11 +58,7 @@ class SanaVideo(Family):
     }
 
     def model_sizes(self, config: TrainConfig) -> list[tuple[int, int]]:  # noqa: ARG002 - same for every checkpoint
-        from diffusers.pipelines.sana_video.pipeline_sana_video import ASPECT_RATIO_480_BIN
-
-        sizes = [(int(width), int(height)) for height, width in ASPECT_RATIO_480_BIN.values()]
-        # Seven of the published bins are no multiple of 32; the pipeline itself refuses those.
-        return [size for size in sizes if all(edge % self.size_multiple == 0 for edge in size)]
+        return list(TRAINED_SIZES)
 
     def check(self, config: TrainConfig) -> tuple[list[Problem], list[Note]]:
         problems: list[Problem] = []
@@ -72,9 +73,7 @@ class SanaVideo(Family):
                     )
                 )
         if config.motion_score is not None and config.motion_score < 0:
-            problems.append(
-                Problem("motion_score", config.motion_score, "must not be negative", "use about 30")
-            )
+            problems.append(Problem("motion_score", config.motion_score, "must not be negative", "use about 30"))
         return problems, notes
 
     def check_checkpoint(self, config: TrainConfig) -> None:
@@ -128,13 +127,11 @@ class SanaVideo(Family):
         from diffusers import SanaVideoPipeline
 
         dtype = torch.float32 if config.mixed_precision == "no" else torch.bfloat16
-        pipeline = SanaVideoPipeline.from_pretrained(
-            str(config.pretrained_model_name_or_path),
-            revision=config.revision,
-            transformer=None,
-            vae=None,
-            dtype=dtype,
-        )
+        model = str(config.pretrained_model_name_or_path)
+        with readable(model, "pretrained_model_name_or_path", "text encoder"):
+            pipeline = SanaVideoPipeline.from_pretrained(
+                model, revision=config.revision, transformer=None, vae=None, dtype=dtype
+            )
         return pipeline.to(device)
 
     def encode_text(
@@ -180,10 +177,15 @@ class SanaVideo(Family):
     def load_vae(self, config: TrainConfig, device: torch.device) -> Any:
         from diffusers import AutoencoderKLWan
 
-        vae = AutoencoderKLWan.from_pretrained(
-            config.pretrained_vae_model_name_or_path or config.pretrained_model_name_or_path,
+        base = str(config.pretrained_model_name_or_path)
+        model = str(config.pretrained_vae_model_name_or_path or base)
+        vae = load_component(
+            AutoencoderKLWan,
+            model,
+            "pretrained_model_name_or_path" if model == base else "pretrained_vae_model_name_or_path",
+            "VAE",
             subfolder="vae",
-            revision=config.revision,
+            revision=config.revision if model == base else None,
             dtype=torch_dtype(config.vae_dtype or "fp32"),
         )
         vae.requires_grad_(False)
@@ -191,7 +193,7 @@ class SanaVideo(Family):
             vae.enable_tiling()
         if config.vae_enable_slicing:
             vae.enable_slicing()
-        return vae.to(device).eval()  # pyright: ignore[reportArgumentType]
+        return vae.to(device).eval()
 
     def encode_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         import torch
@@ -210,8 +212,11 @@ class SanaVideo(Family):
     def load_transformer(self, config: TrainConfig, dtype: torch.dtype) -> Any:
         from diffusers import SanaVideoTransformer3DModel
 
-        return SanaVideoTransformer3DModel.from_pretrained(
-            config.pretrained_model_name_or_path,
+        return load_component(
+            SanaVideoTransformer3DModel,
+            str(config.pretrained_model_name_or_path),
+            "pretrained_model_name_or_path",
+            "transformer",
             subfolder="transformer",
             revision=config.revision,
             variant=config.variant,
@@ -233,9 +238,7 @@ class SanaVideo(Family):
 
         return flow.shift_sigma(flow.logit_normal(len(batch.latents), generator), TRAINING_SHIFT)
 
-    def losses(
-        self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor
-    ) -> LossParts:
+    def losses(self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> LossParts:
         """Mean squared error of the predicted velocity `noise - latents`, float32.
 
         Where `batch.first_frame` is set, the first latent frame is given clean with timestep 0 on its tokens and has
@@ -310,9 +313,7 @@ class SanaVideo(Family):
         )
 
         model = str(config.pretrained_model_name_or_path)
-        stored = DPMSolverMultistepScheduler.load_config(
-            model, subfolder="scheduler", revision=config.revision
-        )
+        stored = DPMSolverMultistepScheduler.load_config(model, subfolder="scheduler", revision=config.revision)
         settings = dict(stored[0] if isinstance(stored, tuple) else stored)
         if image_to_video:
             # Keeping frame 0 fixed needs a one-step solver. Its shift is called `shift`: `flow_shift` is ignored.

@@ -109,9 +109,7 @@ class AdamWBF16(Optimizer):
                     _step_bfloat16(chunk, group, count, generators[device])
         return loss
 
-    def _alike(
-        self, parameters: Iterable[Tensor]
-    ) -> dict[tuple[torch.device, torch.dtype, int], list[Tensor]]:
+    def _alike(self, parameters: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, int], list[Tensor]]:
         """Parameters with a gradient by (device, dtype, updates); makes their state and counts it up."""
         alike: dict[tuple[torch.device, torch.dtype, int], list[Tensor]] = defaultdict(list)
         for parameter in parameters:
@@ -155,9 +153,7 @@ class AdamWBF16(Optimizer):
             state = self.state[parameter]
             row = (parameter.detach(), _gradient(parameter), *(state[key] for key in _STATE))
             if parameter.numel() > CHUNK and all(tensor.is_contiguous() for tensor in row):
-                yield from (
-                    [piece] for piece in zip(*(tensor.view(-1).split(CHUNK) for tensor in row), strict=True)
-                )
+                yield from ([piece] for piece in zip(*(tensor.view(-1).split(CHUNK) for tensor in row), strict=True))
                 continue
             chunk.append(row)
             size += parameter.numel()
@@ -168,15 +164,12 @@ class AdamWBF16(Optimizer):
             yield chunk
 
 
-def _step_bfloat16(
-    rows: list[tuple[Tensor, ...]], group: dict[str, Any], count: int, random: torch.Generator
-) -> None:
+def _step_bfloat16(rows: list[tuple[Tensor, ...]], group: dict[str, Any], count: int, random: torch.Generator) -> None:
     """AdamW on bfloat16 rows of (weight, gradient, first moment, second moment, compensation), in place."""
     beta1, beta2 = group["betas"]
     weights, gradients, firsts, seconds, compensations = ([row[k] for row in rows] for k in range(5))
     weight, gradient, first, second, compensation = (
-        _utils._flatten_dense_tensors(column).float()
-        for column in (weights, gradients, firsts, seconds, compensations)
+        _utils._flatten_dense_tensors(column).float() for column in (weights, gradients, firsts, seconds, compensations)
     )
     # One draw per element holds the 16 random bits of each of the three roundings.
     bits = torch.empty(weight.numel(), dtype=torch.int64, device=weight.device).random_(generator=random)

@@ -24,9 +24,7 @@ class BlockRunner:
         random_inside: whether blocks draw random numbers (dropout), so that the recomputation must repeat them.
     """
 
-    def __init__(
-        self, blocks: Sequence[torch.nn.Module], *, checkpointing: bool, random_inside: bool = False
-    ) -> None:
+    def __init__(self, blocks: Sequence[torch.nn.Module], *, checkpointing: bool, random_inside: bool = False) -> None:
         self.index = {id(block): number for number, block in enumerate(blocks)}
         self.checkpointing = checkpointing
         self.random_inside = random_inside
@@ -38,6 +36,4 @@ class BlockRunner:
     def __call__(self, block: torch.nn.Module, *arguments: Any) -> Any:
         if not self.checkpointing:
             return block(*arguments)
-        return checkpoint(
-            block.__call__, *arguments, use_reentrant=False, preserve_rng_state=self.random_inside
-        )
+        return checkpoint(block.__call__, *arguments, use_reentrant=False, preserve_rng_state=self.random_inside)

@@ -33,9 +33,7 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _HIDDEN = re.compile(r"^\.(checkpoint-\d+)\.(tmp|old|gone)-(\d+)$")
 
 
-def save_checkpoint(
-    output_dir: str | os.PathLike[str], step: int, write: Callable[[Path], None], keep: int
-) -> Path:
+def save_checkpoint(output_dir: str | os.PathLike[str], step: int, write: Callable[[Path], None], keep: int) -> Path:
     """Write `checkpoint-<step>` into `output_dir`, then remove the oldest beyond `keep`.
 
     Args:
@@ -85,16 +83,12 @@ def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[tuple[int, Path
     if not output_dir.is_dir():
         return []
     found = [
-        (match, path)
-        for path in output_dir.iterdir()
-        if (match := _CHECKPOINT.match(path.name)) and path.is_dir()
+        (match, path) for path in output_dir.iterdir() if (match := _CHECKPOINT.match(path.name)) and path.is_dir()
     ]
     return sorted((int(match[1]), path) for match, path in found)
 
 
-def find_checkpoint(
-    output_dir: str | os.PathLike[str], which: str | os.PathLike[str]
-) -> tuple[Path | None, list[str]]:
+def find_checkpoint(output_dir: str | os.PathLike[str], which: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
     """The checkpoint to resume from.
 
     Args:
@@ -121,9 +115,7 @@ def find_checkpoint(
     available = ", ".join(path.name for _, path in reversed(list_checkpoints(output_dir))) or "none"
     fix = f"Fix: set resume_from_checkpoint to latest or to another one (found in {output_dir}: {available})."
     if folder is None:
-        raise CheckpointError(
-            f"resume_from_checkpoint = {os.fspath(which)!r}: there is no such folder. {fix}"
-        )
+        raise CheckpointError(f"resume_from_checkpoint = {os.fspath(which)!r}: there is no such folder. {fix}")
     reason = verify(folder)
     if reason is not None:
         raise CheckpointError(

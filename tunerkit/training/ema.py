@@ -45,9 +45,7 @@ class EMA:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must be in [0, 1), not {decay}")
         if update_interval < 1 or warmup_steps < 0:
-            raise ValueError(
-                f"update_interval {update_interval} must be >= 1, warmup_steps {warmup_steps} >= 0"
-            )
+            raise ValueError(f"update_interval {update_interval} must be >= 1, warmup_steps {warmup_steps} >= 0")
         self.parameters = dict(parameters)
         self.decay = decay
         self.update_interval = update_interval

@@ -32,17 +32,13 @@ def evaluation_loss(engine: Engine, cache: Cache, samples: Sequence[Sample]) -> 
 
     Every sample counts equally. Captions are never dropped; nothing random is drawn from the run.
     """
-    chosen = (
-        [samples[i * len(samples) // SAMPLES] for i in range(SAMPLES)] if len(samples) > SAMPLES else samples
-    )
+    chosen = [samples[i * len(samples) // SAMPLES] for i in range(SAMPLES)] if len(samples) > SAMPLES else samples
     losses: list[torch.Tensor] = []
     with engine.rendering(ema=False):
         for place, sample in enumerate(chosen):
             batch = _single(cache, sample).to(engine.device)
             for level in range(NOISE_LEVELS):
-                noise = torch.randn(
-                    batch.latents.shape, generator=generator(_SEED, "evaluation", place, level)
-                )
+                noise = torch.randn(batch.latents.shape, generator=generator(_SEED, "evaluation", place, level))
                 sigma = torch.tensor([(level + 0.5) / NOISE_LEVELS])
                 losses.append(
                     engine.family.losses(

@@ -42,9 +42,7 @@ def export_lora(engine: Engine, path: str | Path, format: LoraFormat = "diffuser
         raise TunerkitError(f"format = {format!r} is not known. Fix: use 'diffusers' or 'comfyui'")
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise TunerkitError(
-            f"{path} is not a .safetensors file name. Fix: write for example {path.name}.safetensors"
-        )
+        raise TunerkitError(f"{path} is not a .safetensors file name. Fix: write for example {path.name}.safetensors")
     if format == "diffusers":
         path.parent.mkdir(parents=True, exist_ok=True)
         write_diffusers_lora(engine, path.parent, path.name)
@@ -87,9 +85,7 @@ def portable_adapter(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str,
     for key, value in state.items():
         sign, dim = (1.0, 0) if ".lora_A." in key else (-1.0, 1)
         joined[key] = torch.cat([value, sign * initial[key]], dim=dim).contiguous()
-    growth = (
-        math.sqrt(2.0) if peft_config.use_rslora else 2.0
-    )  # keeps the scale alpha / rank (or alpha / sqrt(rank))
+    growth = math.sqrt(2.0) if peft_config.use_rslora else 2.0  # keeps the scale alpha / rank (or alpha / sqrt(rank))
     doubled = {
         "r": 2 * peft_config.r,
         "lora_alpha": growth * peft_config.lora_alpha,
@@ -180,9 +176,7 @@ def read_lora(engine: Engine, path: str | Path) -> None:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"init_lora = {str(path)!r} cannot be read ({error}). Fix: name a LoRA file"
-        ) from error
+        raise CheckpointError(f"init_lora = {str(path)!r} cannot be read ({error}). Fix: name a LoRA file") from error
     prefix = f"{PREFIX['diffusers']}."
     load_adapter_state(
         engine.transformer,

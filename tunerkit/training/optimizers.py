@@ -183,14 +183,10 @@ def build_optimizer(config: OptimizerSettings, parameters: Iterable[Parameter]) 
     except (TypeError, ValueError) as error:
         given = {key: value for key, value in arguments.items() if key != "lr"}
         fix = "correct the value in optimizer_config, optimizer_beta1, optimizer_beta2 or weight_decay"
-        raise ConfigError(
-            [Problem("optimizer", config.optimizer, f"refuses {given}: {error}", fix)]
-        ) from error
+        raise ConfigError([Problem("optimizer", config.optimizer, f"refuses {given}: {error}", fix)]) from error
 
 
-def _fused_if_possible(
-    kind: type[Optimizer], parameters: list[Parameter], arguments: dict[str, Any]
-) -> Optimizer:
+def _fused_if_possible(kind: type[Optimizer], parameters: list[Parameter], arguments: dict[str, Any]) -> Optimizer:
     """One kernel for all parameters where torch has one for their devices, else one kernel per operation."""
     try:
         return kind(parameters, **arguments, fused=True)  # pyright: ignore[reportCallIssue]
@@ -227,9 +223,7 @@ def _arguments(config: OptimizerSettings, entry: _Entry) -> tuple[dict[str, Any]
     else:
         keys = ("optimizer_beta1", "optimizer_beta2")
         problems += [
-            _no_such(key, beta, config.optimizer)
-            for key, beta in zip(keys, betas, strict=True)
-            if beta is not None
+            _no_such(key, beta, config.optimizer) for key, beta in zip(keys, betas, strict=True) if beta is not None
         ]
     for key, value in asked.items():
         if key in legal:
@@ -278,6 +272,4 @@ def _unknown_keyword(key: str, value: Any, optimizer: str, legal: list[str]) -> 
 
 
 def _no_such(key: str, value: Any, optimizer: str) -> Problem:
-    return Problem(
-        key, value, f"{optimizer} has no such option", f"remove {key}, or choose another optimizer"
-    )
+    return Problem(key, value, f"{optimizer} has no such option", f"remove {key}, or choose another optimizer")

@@ -137,9 +137,7 @@ def send_command(output_dir: str | Path, command: Command) -> None:
     """
     folder = Path(output_dir)
     if not (folder / "status.json").is_file():
-        raise TunerkitError(
-            f"{folder} holds no run (no status.json). Fix: give the output_dir of a started run"
-        )
+        raise TunerkitError(f"{folder} holds no run (no status.json). Fix: give the output_dir of a started run")
     write_atomically(folder / "control.json", json.dumps({"command": command, "time": time.time()}))
 
 

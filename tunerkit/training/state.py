@@ -46,9 +46,7 @@ class Fingerprint:
         digest = hashlib.sha256()
         for sample in samples:
             digest.update(json.dumps([sample.source.digest, sample.bucket, sample.captions]).encode())
-        base = component_identity(
-            str(config.pretrained_model_name_or_path), ("transformer",), config.revision
-        )
+        base = component_identity(str(config.pretrained_model_name_or_path), ("transformer",), config.revision)
         return cls(
             {
                 "family": config.model_family,

@@ -70,9 +70,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         return load_file(os.fspath(path))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}. Fix: resume from an earlier checkpoint."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Fix: resume from an earlier checkpoint.") from error
 
 
 def optimizer_to_files(optimizer: Optimizer, names: Sequence[str], folder: str | os.PathLike[str]) -> None:
@@ -115,9 +113,7 @@ def optimizer_to_files(optimizer: Optimizer, names: Sequence[str], folder: str |
     write_json(Path(folder) / VALUES, document)
 
 
-def optimizer_from_files(
-    optimizer: Optimizer, names: Sequence[str], folder: str | os.PathLike[str]
-) -> list[str]:
+def optimizer_from_files(optimizer: Optimizer, names: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
     """Put a saved state into a fresh optimizer, bit for bit; it then continues as the saved one would have.
 
     Args:
@@ -138,15 +134,11 @@ def optimizer_from_files(
     try:
         document = read_json(path)
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}. Fix: resume from an earlier checkpoint."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Fix: resume from an earlier checkpoint.") from error
     _require_same(optimizer, named, document, path)
     tensors = load_tensors(Path(folder) / TENSORS)
 
-    state: dict[Tensor, dict[str, Any]] = {
-        named[name]: dict(entries) for name, entries in document["values"].items()
-    }
+    state: dict[Tensor, dict[str, Any]] = {named[name]: dict(entries) for name, entries in document["values"].items()}
     group_tensors: list[dict[str, Tensor]] = [{} for _ in optimizer.param_groups]
     owner_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for key, tensor in tensors.items():
@@ -201,9 +193,7 @@ def _require_same(optimizer: Optimizer, named: Mapping[str, Tensor], document: A
         )
 
 
-def _placed(
-    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, key: str, tensor: Tensor
-) -> Tensor:
+def _placed(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, key: str, tensor: Tensor) -> Tensor:
     """A saved state tensor on the device and in the memory layout its optimizer expects.
 
     `Optimizer.load_state_dict` is not used: it casts every state to the parameter's dtype, and a bfloat16 run

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from tunerkit.errors import CheckpointError, ConfigError, DatasetError, Tunerkit
 from tunerkit.project import resolve
 from tunerkit.training.checkpoints import find_checkpoint, remove_temporary, save_checkpoint
 from tunerkit.training.results import StepResult
-from tunerkit.training.run_folder import RunFolder
+from tunerkit.training.run_folder import Command, RunFolder
 from tunerkit.training.schedules import learning_rate
 from tunerkit.training.stopping import StopRequest
 
@@ -98,13 +99,13 @@ class Trainer:
             with processes.main_process_first():
                 samples = self._cached_samples()
             self._state = self._load(folder, samples, processes)
-            if processes.is_main_process:
-                self.config.save(folder.path / "config.json")
-                folder.clear_control()
             if self.config.resume_from_checkpoint:
                 self.load_checkpoint(self.config.resume_from_checkpoint, missing_ok=True)
             elif processes.is_main_process:
                 folder.keep_metrics(0)
+            if processes.is_main_process:  # last: a refused resumption leaves the folder as it was
+                self.config.save(folder.path / "config.json")
+                folder.clear_control()
         except BaseException:
             self._state = None
             folder.close()
@@ -227,10 +228,11 @@ class Trainer:
             if self.global_step < last:
                 self._render_base_model()
             while self.global_step < last:
-                if stop.requested or self._commanded_to_stop(stop):
+                command = self._next_command(stop)
+                if stop.requested or command == "stop":
                     self._stop(stop)
                     return
-                yield self._after_step(self.step())
+                yield self._after_step(self.step(), command)
             if self.done:
                 self.finish()
 
@@ -243,11 +245,8 @@ class Trainer:
             self.loaded.folder.status("failed", self.global_step, self.total_steps, error=str(error))
             raise
 
-    def _after_step(self, result: StepResult) -> StepResult:
-        """Save and render what is due after a step."""
-        from dataclasses import replace
-
-        command = self.loaded.folder.command()
+    def _after_step(self, result: StepResult, command: Command) -> StepResult:
+        """Save and render what is due after a step, or was asked for."""
         checkpoint, videos = None, ()
         if command == "save" or _due(self.global_step, self.config.checkpoint_step_interval, self.done):
             checkpoint = self.save_checkpoint()
@@ -263,13 +262,13 @@ class Trainer:
         if self.global_step == 0 and wanted and not any(folder.glob("*.mp4")):
             self.validate()
 
-    def _commanded_to_stop(self, stop: StopRequest) -> bool:
-        """Obey control.json: wait while paused; True when the run is to stop."""
+    def _next_command(self, stop: StopRequest) -> Command:
+        """What control.json asks for; waits while that is a pause."""
         folder = self.loaded.folder
         while (command := folder.command()) == "pause" and not stop.requested:
             folder.status("paused", self.global_step, self.total_steps)
             time.sleep(PAUSE_SECONDS)
-        return command == "stop"
+        return command
 
     def _stop(self, stop: StopRequest) -> None:
         path = self.save_checkpoint()
@@ -315,9 +314,7 @@ class Trainer:
             step, more = read_state(path, loaded.engine, loaded.fingerprint)
             warnings = [*warnings, *more]
         elif not missing_ok:
-            raise CheckpointError(
-                f"{loaded.folder.path} holds no whole checkpoint. Fix: train first, or name one"
-            )
+            raise CheckpointError(f"{loaded.folder.path} holds no whole checkpoint. Fix: train first, or name one")
         for warning in warnings:
             logger.warning("%s", warning)
         self.global_step = step

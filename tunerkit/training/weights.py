@@ -61,9 +61,7 @@ def add_adapter(transformer: Any, family: Family, config: TrainConfig) -> None:
 def _check_targets(transformer: Any, targets: list[str], rank: int) -> None:
     found = {
         target: [
-            module
-            for name, module in transformer.named_modules()
-            if name == target or name.endswith(f".{target}")
+            module for name, module in transformer.named_modules() if name == target or name.endswith(f".{target}")
         ]
         for target in targets
     }
@@ -110,9 +108,7 @@ def load_adapter_state(transformer: Any, state: Mapping[str, torch.Tensor], sour
     own = adapter_state(transformer)
     fix = "Fix: use the lora_rank, targets and base model it was trained with"
     if missing := sorted(set(own) ^ set(state)):
-        raise CheckpointError(
-            f"{source}: adapter weights do not fit this model ({missing[0]} differs). {fix}"
-        )
+        raise CheckpointError(f"{source}: adapter weights do not fit this model ({missing[0]} differs). {fix}")
     for key, value in own.items():
         if value.shape != state[key].shape:
             raise CheckpointError(

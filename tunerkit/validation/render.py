@@ -78,9 +78,7 @@ def check_rendering(config: TrainConfig, family: Family) -> list[Problem]:
     multiple = family.size_multiple
     for width, height in sizes:
         if width % multiple or height % multiple:
-            nearest = "x".join(
-                str(max(multiple, round(edge / multiple) * multiple)) for edge in (width, height)
-            )
+            nearest = "x".join(str(max(multiple, round(edge / multiple) * multiple)) for edge in (width, height))
             problems.append(
                 Problem(
                     "validation_resolution",
@@ -107,9 +105,7 @@ def check_rendering(config: TrainConfig, family: Family) -> list[Problem]:
 def seeds(config: TrainConfig) -> list[int]:
     """The seeds to render each prompt with."""
     first = config.seed if config.validation_seed is None else config.validation_seed
-    return (
-        list(first) if isinstance(first, list) else [first + i for i in range(config.num_validation_images)]
-    )
+    return list(first) if isinstance(first, list) else [first + i for i in range(config.num_validation_images)]
 
 
 class Renderer:
@@ -123,9 +119,7 @@ class Renderer:
         folder: the run's `validation` folder; videos go to `<folder>/step-<n>/`.
     """
 
-    def __init__(
-        self, config: TrainConfig, family: Family, cache: Cache, device: torch.device, folder: Path
-    ) -> None:
+    def __init__(self, config: TrainConfig, family: Family, cache: Cache, device: torch.device, folder: Path) -> None:
         self.config, self.family, self.cache, self.device, self.folder = config, family, cache, device, folder
         self.prompts = [] if config.validation_disable else validation_prompts(config)
 
@@ -228,11 +222,7 @@ def _fitted_image(path: Path, width: int, height: int) -> Image.Image:
             return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     except OSError as error:
         raise ConfigError(
-            [
-                Problem(
-                    "validation_input", str(path), f"is not a readable image ({error})", "give a PNG or JPEG"
-                )
-            ]
+            [Problem("validation_input", str(path), f"is not a readable image ({error})", "give a PNG or JPEG")]
         ) from error
 
 

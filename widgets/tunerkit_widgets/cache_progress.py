@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunerkit_widgets.guard import guarded
-from tunerkit_widgets.headless import headless
+from tunerkit_widgets.headless import headless, quiet_libraries
 from tunerkit_widgets.texts import duration, text
 from tunerkit_widgets.throttle import Throttle
 
@@ -26,6 +26,8 @@ class CacheProgress:
         self._clock = clock
         self._headless = headless()
         self._phases: dict[str, _Phase] = {}
+        if self._headless:
+            quiet_libraries()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         """`done` of `total` entries of a phase are ready."""

@@ -34,6 +34,20 @@ def _kernel() -> Any:
     return getattr(ipython.get_ipython(), "kernel", None) if ipython else None
 
 
+def quiet_libraries() -> None:
+    """Switch off the progress bars of the model libraries.
+
+    Where nobody watches they are widgets that a saved notebook keeps as dead text, and papermill stores their state.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def show(html: str, text: str) -> None:
     """Show `html` in a notebook, with `text` beside it for programs that read the notebook; print `text` elsewhere."""
     if _kernel() is None:

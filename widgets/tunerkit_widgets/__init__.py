@@ -1,0 +1,47 @@
+"""Forms and views for notebooks, over tunerkit's public calls.
+
+    import tunerkit_widgets as tw
+
+    form = tw.SetupForm("my-project/config.json")
+    tk.build_cache(form.config, progress=tw.CacheProgress())
+    trainer = tw.open_trainer(form.config)
+    history = await tw.watch_async(trainer)
+
+Where nobody can click (papermill, `nbconvert --execute`), the same calls draw no widgets: they print a few lines, wait
+until the work is done, leave static pictures and players, and raise on failure.
+"""
+
+from tunerkit_widgets.cache_progress import CacheProgress
+from tunerkit_widgets.headless import headless
+from tunerkit_widgets.history import TrainingHistory, smoothed, tenths
+from tunerkit_widgets.live_training import LiveTraining, TrainingStopped, watch, watch_async
+from tunerkit_widgets.loss_plot import loss_png
+from tunerkit_widgets.projects import new_project, setup_form
+from tunerkit_widgets.setup_form import SetupForm
+from tunerkit_widgets.summary import Summary, show_files, summarize
+from tunerkit_widgets.trainers import close_trainers, open_trainer
+from tunerkit_widgets.videos import current_videos, find_videos, show_videos
+
+__all__ = [
+    "CacheProgress",
+    "LiveTraining",
+    "SetupForm",
+    "Summary",
+    "TrainingHistory",
+    "TrainingStopped",
+    "close_trainers",
+    "current_videos",
+    "find_videos",
+    "headless",
+    "loss_png",
+    "new_project",
+    "open_trainer",
+    "setup_form",
+    "show_files",
+    "show_videos",
+    "smoothed",
+    "summarize",
+    "tenths",
+    "watch",
+    "watch_async",
+]

@@ -1,0 +1,102 @@
+"""The settings behind a form: what was loaded, what was edited, and what is wrong with it. No widgets here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tunerkit as tk
+from tunerkit_widgets.form_layout import DATA_FOLDER
+
+DATASET_DOCUMENT = "multidatabackend.json"
+
+
+class FormState:
+    """A configuration and changes to it.
+
+    Args:
+        base: the settings before any change, not necessarily complete.
+        changes: settings to change, by name; `data_folder` is the folder of the first dataset of clips.
+    """
+
+    def __init__(self, base: tk.TrainConfig, changes: Mapping[str, Any]) -> None:
+        self.base = base
+        self.changes = dict(changes)
+
+    def value(self, name: str) -> Any:
+        """The value of a setting so far, unchecked."""
+        if name in self.changes:
+            return self.changes[name]
+        if name == DATA_FOLDER:
+            index = self._first_dataset()
+            return None if index is None else self.base.datasets[index].instance_data_dir
+        return getattr(self.base, name)
+
+    def chosen(self) -> tk.TrainConfig:
+        """The settings with all changes, as they are saved.
+
+        Raises:
+            ConfigError: every problem at once.
+        """
+        return self.base.changed(**self._changes())
+
+    def resolved(self) -> tk.TrainConfig:
+        """The same with everything filled in that the family decides: what a run starts with.
+
+        Raises:
+            ConfigError: every problem at once.
+        """
+        return tk.resolve(self.chosen())
+
+    def check(self) -> tuple[tk.TrainConfig | None, Sequence[Any]]:
+        """The resolved settings, or None and the problems."""
+        try:
+            return self.resolved(), ()
+        except tk.ConfigError as error:
+            return None, error.problems
+
+    def save(self, path: Path) -> Path:
+        """Write both documents: the settings to `path`, the datasets beside it.
+
+        The first time that an existing document is replaced, it is kept as `<name>.bak`.
+
+        Raises:
+            ConfigError: if the settings are not valid.
+            OSError: if a file cannot be written.
+        """
+        self.resolved()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets = path.parent / DATASET_DOCUMENT
+        for document in (path, datasets):
+            backup = document.with_name(f"{document.name}.bak")
+            if document.is_file() and not backup.exists():
+                shutil.copy2(document, backup)
+        return self.chosen().save(path, dataset_document=datasets)
+
+    def _changes(self) -> dict[str, Any]:
+        changes = dict(self.changes)
+        if DATA_FOLDER in changes:
+            folder, index = changes.pop(DATA_FOLDER), self._first_dataset()
+            if index is None:
+                changes["datasets"] = [*self.base.datasets, clips_dataset(folder)]
+            else:
+                changes[f"datasets.{index}.instance_data_dir"] = folder
+        return changes
+
+    def _first_dataset(self) -> int | None:
+        """Number of the first enabled dataset of clips."""
+        return next((index for index, dataset in enumerate(self.base.datasets) if dataset.is_media), None)
+
+
+def clips_dataset(folder: Any, **settings: Any) -> dict[str, Any]:
+    """An entry of the dataset document for a folder of clips with a caption file beside each."""
+    return {
+        "id": "clips",
+        "type": "local",
+        "dataset_type": "video",
+        "instance_data_dir": None if folder is None else str(folder),
+        "caption_strategy": "textfile",
+        **settings,
+    }

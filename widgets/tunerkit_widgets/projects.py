@@ -1,0 +1,60 @@
+"""Which settings a guided notebook starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tunerkit as tk
+from tunerkit_widgets.form_layout import DATA_FOLDER
+from tunerkit_widgets.form_state import clips_dataset
+from tunerkit_widgets.setup_form import SetupForm
+
+DEMO_FOLDER = "demo-project"
+SHORTEST_CLIP = 17
+"""Frames; shorter clips of a new project are left out."""
+FIRST_RUN_STEPS = 60
+"""A result in minutes, before anybody waits for hours."""
+VALIDATION_STEPS = 500
+
+
+def setup_form(project: str = "", *, family: str, **parameters: Any) -> SetupForm:
+    """The form of a guided notebook.
+
+    With a project, its settings. Without one, but with own clips or an own model: a new project in `<family>-project`.
+    With nothing chosen: the demo, made in `demo-project` if it is not there.
+
+    Args:
+        project: a `config.json`, or the folder that holds one; empty as above.
+        family: model family of a new project and of the demo.
+        parameters: settings (and `data_folder`); those that are "", 0 or None are left as the project has them.
+
+    Raises:
+        ConfigError: as `SetupForm`.
+    """
+    chosen = {name: value for name, value in parameters.items() if value not in ("", 0, None)}
+    if project:
+        return SetupForm(project, **chosen)
+    if DATA_FOLDER in chosen or "pretrained_model_name_or_path" in chosen:
+        folder = Path(f"{family}-project").absolute()
+        return SetupForm(config=new_project(folder, family), save_to=folder / "config.json", **chosen)
+    return SetupForm(tk.demo.create(DEMO_FOLDER, family=family), **chosen)
+
+
+def new_project(folder: Path, family: str) -> tk.TrainConfig:
+    """Settings for a first run of a family's published model on own clips; nothing is written yet.
+
+    Args:
+        folder: the project's folder; results go to `output` in it.
+        family: the model family.
+    """
+    model = tk.family(family)
+    longest = int(model.defaults["validation_num_video_frames"])
+    frames = {"num_frames": longest, "min_frames": min(longest, model.legal_frames(SHORTEST_CLIP))}
+    return tk.TrainConfig(
+        model_family=model.name,
+        output_dir=folder / "output",
+        max_train_steps=FIRST_RUN_STEPS,
+        validation_step_interval=VALIDATION_STEPS,
+        datasets=[clips_dataset(None, video=frames)],
+    )
