@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tunerkit.families as families
 from tunerkit.cache.build import build_cache
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tunerkit")
 PAUSE_SECONDS = 0.5
+_T = TypeVar("_T")
 
 
 class Trainer:
@@ -228,9 +229,11 @@ class Trainer:
             if self.global_step < last:
                 self._render_base_model()
             while self.global_step < last:
-                command = self._next_command(stop)
-                if stop.requested or command == "stop":
-                    self._stop(stop)
+                command, interrupted = self.loaded.agree((self._next_command(stop), stop.requested))
+                if interrupted or command == "stop":
+                    self._stop()
+                    if interrupted:
+                        raise KeyboardInterrupt
                     return
                 yield self._after_step(self.step(), command)
             if self.done:
@@ -242,7 +245,8 @@ class Trainer:
         try:
             yield
         except Exception as error:
-            self.loaded.folder.status("failed", self.global_step, self.total_steps, error=str(error))
+            if self.loaded.is_main:
+                self.loaded.folder.status("failed", self.global_step, self.total_steps, error=str(error))
             raise
 
     def _after_step(self, result: StepResult, command: Command) -> StepResult:
@@ -263,19 +267,20 @@ class Trainer:
             self.validate()
 
     def _next_command(self, stop: StopRequest) -> Command:
-        """What control.json asks for; waits while that is a pause."""
+        """What control.json asks for; waits while that is a pause. Only the main process looks."""
+        if not self.loaded.is_main:
+            return "run"
         folder = self.loaded.folder
         while (command := folder.command()) == "pause" and not stop.requested:
             folder.status("paused", self.global_step, self.total_steps)
             time.sleep(PAUSE_SECONDS)
         return command
 
-    def _stop(self, stop: StopRequest) -> None:
+    def _stop(self) -> None:
         path = self.save_checkpoint()
-        self.loaded.folder.status("stopped", self.global_step, self.total_steps)
-        logger.warning("stopped after step %d; saved %s", self.global_step, path)
-        if stop.requested:
-            raise KeyboardInterrupt
+        if self.loaded.is_main:
+            self.loaded.folder.status("stopped", self.global_step, self.total_steps)
+            logger.warning("stopped after step %d; saved %s", self.global_step, path)
 
     # Checkpoints and results -----------------------------------------------------------------------------------
 
@@ -397,6 +402,16 @@ class _Loaded:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def agree(self, decision: _T) -> _T:
+        """The main process's decision, in every process."""
+        if self.processes == 1:
+            return decision
+        import torch.distributed as dist
+
+        shared = [decision]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
 
     def wait(self) -> None:
         """Meet the other processes."""

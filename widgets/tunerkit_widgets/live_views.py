@@ -12,7 +12,7 @@ import tunerkit as tk
 from tunerkit_widgets.guard import QUIET_COLOUR, guarded
 from tunerkit_widgets.headless import show, show_png
 from tunerkit_widgets.history import TrainingHistory
-from tunerkit_widgets.loss_plot import loss_png
+from tunerkit_widgets.loss_plot import DPI, SIZE_INCHES, loss_png
 from tunerkit_widgets.texts import duration, text
 from tunerkit_widgets.throttle import Throttle
 from tunerkit_widgets.videos import show_videos, videos_html
@@ -86,8 +86,9 @@ class PlainView:
         print(text("live.rendered", count=len(videos), folder=videos[0].path.parent))
 
     def close(self, message: str, progress: Progress, history: TrainingHistory, videos: Sequence[tk.Rendering]) -> None:
+        del progress  # the last line has said it
         print(message)
-        show_png(loss_png(history, progress.total))
+        show_png(loss_png(history))
         if videos:
             show_videos(videos)
 
@@ -106,7 +107,8 @@ class WidgetView:
         self.button = widgets.Button(description=text("live.stop"), tooltip=text("live.stop_help"), icon="stop")
         self.state = widgets.HTML()
         self.message = widgets.HTML()
-        self.plot = widgets.Image(format="png")
+        width = f"{SIZE_INCHES[0] * DPI:.0f}px"
+        self.plot = widgets.Image(format="png", layout=widgets.Layout(width=width, max_width="100%"))
         self.gallery = widgets.HTML()
         row = widgets.HBox([self.bar, self.button])
         self._row = (row, self.bar, self.button)
@@ -129,7 +131,7 @@ class WidgetView:
 
     def update(self, progress: Progress, history: TrainingHistory) -> None:
         self._show_state(progress)
-        self._show_plot(progress, history)
+        self._show_plot(history)
 
     def videos(self, videos: Sequence[tk.Rendering]) -> None:
         guarded(self._draw_videos, self._fail)(videos)
@@ -146,7 +148,7 @@ class WidgetView:
             self._handle.update(HTML(lines))
         for widget in (self.box, *self._row, self.state, self.message, self.plot, self.gallery):
             widget.close()
-        show_png(loss_png(history, progress.total))
+        show_png(loss_png(history))
         if videos:
             show_videos(videos)
 
@@ -159,8 +161,8 @@ class WidgetView:
         self.bar.max, self.bar.value = max(1, progress.total), progress.step
         self.state.value = html.escape(progress.line())
 
-    def _draw_plot(self, progress: Progress, history: TrainingHistory) -> None:
-        self.plot.value = loss_png(history, progress.total)
+    def _draw_plot(self, history: TrainingHistory) -> None:
+        self.plot.value = loss_png(history)
 
     def _draw_videos(self, videos: Sequence[tk.Rendering]) -> None:
         self.gallery.value = videos_html(videos)

@@ -21,12 +21,11 @@ COLOURS = 64
 RAW, SMOOTH, EVALUATION = "#9ecae1", "#1f6fb4", "#d95f02"
 
 
-def loss_png(history: TrainingHistory, total_steps: int | None = None) -> bytes:
+def loss_png(history: TrainingHistory) -> bytes:
     """Both losses over the steps, as PNG bytes: training loss raw and smoothed, evaluation loss with markers.
 
     Args:
         history: what to draw; without a point, the axes are empty.
-        total_steps: the run's length, for the right end of the axis.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -46,8 +45,7 @@ def loss_png(history: TrainingHistory, total_steps: int | None = None) -> bytes:
     axes.set_ylabel(text("plot.loss"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if total_steps:
-        axes.set_xlim(0, total_steps)
+    axes.set_xlim(left=0)
     if history.losses or history.evaluations:
         axes.legend(frameon=False, fontsize=8, loc="upper right")
     canvas = FigureCanvasAgg(figure)
