@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunerkit.cli_commands import describe
-from tunerkit.cli_output import duration, say
+from tunerkit.cli_output import duration, encoding_progress, say
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> None:
 
     trainer = Trainer(config)
     try:
-        trainer.prepare()
+        trainer.prepare(progress=encoding_progress())
         _run(trainer)
     finally:
         trainer.close()

@@ -68,15 +68,26 @@ def _image_prompts(path: Path) -> list[ValidationPrompt]:
     prompts, problems = [], []
     for number, entry in enumerate(entries):
         image = path.parent / entry["image"] if entry.get("image") else None
-        if image is not None and not image.is_file():
-            problems.append(
-                Problem(f"{key}[{number}].image", entry["image"], f"{image} is missing", "correct the path")
-            )
+        if image is not None and (trouble := _image_trouble(image)):
+            problems.append(Problem(f"{key}[{number}].image", entry["image"], trouble, "name a PNG or JPEG file"))
         nickname = entry.get("nickname") or (image.stem if image else f"input-{number}")
         prompts.append(ValidationPrompt(safe_name(str(nickname)), entry["prompt"], image))
     if problems:
         raise ConfigError(problems)
     return prompts
+
+
+def _image_trouble(path: Path) -> str | None:
+    """Why `path` cannot be a first frame; None if it can. Reads the header only."""
+    from PIL import Image
+
+    if not path.is_file():
+        return f"{path} is missing"
+    try:
+        with Image.open(path):
+            return None
+    except OSError:
+        return f"{path} is not a readable image"
 
 
 def _unique(prompts: list[ValidationPrompt]) -> list[ValidationPrompt]:

@@ -117,7 +117,10 @@ def create(directory: str | os.PathLike[str], family: str = "sanavideo", clips: 
     try:
         write_parts(target, parts)
     except OSError as error:
-        raise TunerkitError(f"{target}: the demo project could not be written there: {error}") from error
+        raise TunerkitError(
+            f"{target}: the demo project could not be written there ({error.strerror}). Fix: choose a folder that does "
+            "not exist yet, in a place you may write to"
+        ) from error
     return target / "config.json"
 
 

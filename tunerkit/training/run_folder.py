@@ -101,6 +101,11 @@ class RunFolder:
 
     # Status and control ----------------------------------------------------------------------------------------
 
+    @property
+    def state(self) -> str:
+        """The state last written to status.json by this process; empty before the first."""
+        return self._status[0]
+
     def status(self, state: str, step: int, total: int, **more: Any) -> None:
         """Write status.json; an unchanged state is written at most once a second."""
         now = time.time()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tunerkit.families as families
-from tunerkit.cache.build import build_cache
+from tunerkit.cache.build import Progress, build_cache
 from tunerkit.cache.entries import Cache
 from tunerkit.data.inspect import inspect_dataset
 from tunerkit.data.report import DatasetReport
@@ -79,8 +79,11 @@ class Trainer:
 
     # Preparation -----------------------------------------------------------------------------------------------
 
-    def prepare(self) -> Trainer:
+    def prepare(self, *, progress: Progress | bool = True) -> Trainer:
         """Claim the output folder, look at the clips, fill the cache, load the model, resume. Safe to call twice.
+
+        Args:
+            progress: how to show the encoding of clips, as for `build_cache`.
 
         Raises:
             DatasetError: if no clip is usable.
@@ -98,12 +101,10 @@ class Trainer:
             remove_temporary(folder.path)  # what killed runs left; also finishes a replacement they had begun
         try:
             with processes.main_process_first():
-                samples = self._cached_samples()
+                samples = self._cached_samples(progress)
             self._state = self._load(folder, samples, processes)
             if self.config.resume_from_checkpoint:
                 self.load_checkpoint(self.config.resume_from_checkpoint, missing_ok=True)
-            elif processes.is_main_process:
-                folder.keep_metrics(0)
             if processes.is_main_process:  # last: a refused resumption leaves the folder as it was
                 self.config.save(folder.path / "config.json")
                 folder.clear_control()
@@ -113,10 +114,10 @@ class Trainer:
             raise
         return self
 
-    def _cached_samples(self) -> list[Sample]:
+    def _cached_samples(self, progress: Progress | bool) -> list[Sample]:
         """Usable samples whose latents are cached; fills the cache first."""
         self.report = inspect_dataset(self.config)
-        result = build_cache(self.config, report=self.report)
+        result = build_cache(self.config, report=self.report, progress=progress)
         failed = {failure.file for failure in result.failures}
         samples = [sample for sample in self.report.require_samples() if sample.file not in failed]
         if not samples:
@@ -201,6 +202,9 @@ class Trainer:
             samples=update.samples,
         )
         if loaded.is_main:
+            if not loaded.metrics_continue:  # the first step since loading: later lines are of a course given up
+                loaded.folder.keep_metrics(step)
+                loaded.metrics_continue = True
             loaded.folder.log(result.row())
             loaded.folder.status("running", self.global_step, self.total_steps, seconds=result.seconds)
         return result
@@ -323,8 +327,7 @@ class Trainer:
         for warning in warnings:
             logger.warning("%s", warning)
         self.global_step = step
-        if loaded.is_main:
-            loaded.folder.keep_metrics(step)
+        loaded.metrics_continue = False
         return step
 
     def validate(self) -> list[Rendering]:
@@ -332,8 +335,10 @@ class Trainer:
         loaded = self.loaded
         renderings = []
         if loaded.is_main:
+            before = loaded.folder.state
             loaded.folder.status("validating", self.global_step, self.total_steps)
             renderings = loaded.renderer.round(loaded.engine, self.global_step)
+            loaded.folder.status(before or "ready", self.global_step, self.total_steps)
         loaded.wait()
         return renderings
 
@@ -398,6 +403,8 @@ class _Loaded:
     ) -> None:
         self.folder, self.engine, self.source, self.renderer = folder, engine, source, renderer
         self.fingerprint, self.processes, self.rank = fingerprint, processes, rank
+        self.metrics_continue = False
+        """Whether metrics.jsonl ends where the trainer is."""
 
     @property
     def is_main(self) -> bool:

@@ -12,13 +12,13 @@ until the work is done, leave static pictures and players, and raise on failure.
 """
 
 from tunerkit_widgets.cache_progress import CacheProgress
-from tunerkit_widgets.headless import headless
 from tunerkit_widgets.history import TrainingHistory, smoothed, tenths
 from tunerkit_widgets.live_training import LiveTraining, TrainingStopped, watch, watch_async
 from tunerkit_widgets.loss_plot import loss_png
-from tunerkit_widgets.projects import new_project, setup_form
+from tunerkit_widgets.projects import guided_form, new_project
 from tunerkit_widgets.setup_form import SetupForm
 from tunerkit_widgets.summary import Summary, show_files, summarize
+from tunerkit_widgets.surroundings import headless
 from tunerkit_widgets.trainers import close_trainers, open_trainer
 from tunerkit_widgets.videos import current_videos, find_videos, show_videos
 
@@ -32,11 +32,11 @@ __all__ = [
     "close_trainers",
     "current_videos",
     "find_videos",
+    "guided_form",
     "headless",
     "loss_png",
     "new_project",
     "open_trainer",
-    "setup_form",
     "show_files",
     "show_videos",
     "smoothed",

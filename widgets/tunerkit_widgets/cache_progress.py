@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunerkit_widgets.guard import guarded
-from tunerkit_widgets.headless import headless, quiet_libraries
+from tunerkit_widgets.surroundings import headless, quiet_libraries
 from tunerkit_widgets.texts import duration, text
 from tunerkit_widgets.throttle import Throttle
 

@@ -9,9 +9,9 @@ from collections.abc import Generator
 
 import tunerkit as tk
 from tunerkit_widgets.evaluation_plan import EvaluationPlan
-from tunerkit_widgets.headless import headless
 from tunerkit_widgets.history import TrainingHistory, tenths
 from tunerkit_widgets.live_views import PlainView, Progress, View, WidgetView
+from tunerkit_widgets.surroundings import headless
 from tunerkit_widgets.texts import text
 from tunerkit_widgets.videos import find_videos
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import tunerkit as tk
 from tunerkit_widgets.guard import QUIET_COLOUR, guarded
-from tunerkit_widgets.headless import show, show_png
 from tunerkit_widgets.history import TrainingHistory
 from tunerkit_widgets.loss_plot import DPI, SIZE_INCHES, loss_png
+from tunerkit_widgets.surroundings import show, show_png
 from tunerkit_widgets.texts import duration, text
 from tunerkit_widgets.throttle import Throttle
 from tunerkit_widgets.videos import show_videos, videos_html

@@ -18,7 +18,7 @@ FIRST_RUN_STEPS = 60
 VALIDATION_STEPS = 500
 
 
-def setup_form(project: str = "", *, family: str, **parameters: Any) -> SetupForm:
+def guided_form(project: str = "", *, family: str, **parameters: Any) -> SetupForm:
     """The form of a guided notebook.
 
     With a project, its settings. Without one, but with own clips or an own model: a new project in `<family>-project`.

@@ -22,8 +22,8 @@ from tunerkit_widgets.form_layout import (
 )
 from tunerkit_widgets.form_state import FormState
 from tunerkit_widgets.guard import ERROR_COLOUR, GOOD_COLOUR, QUIET_COLOUR, guarded
-from tunerkit_widgets.headless import headless, show
 from tunerkit_widgets.setting_field import SettingField, as_text
+from tunerkit_widgets.surroundings import headless, show
 from tunerkit_widgets.tables import table_html, table_text
 from tunerkit_widgets.texts import text
 
@@ -123,8 +123,8 @@ class SetupForm:
     # Widgets ---------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self._status = widgets.HTML()
-        self._saved = widgets.HTML()
+        self.status = widgets.HTML()
+        self.saved = widgets.HTML()
         self._guarded_edit = guarded(self._edited, self._fail)
         main = [self._add(main_field(name, self._state.value)) for name in MAIN]
         self.groups = widgets.Accordion(children=[widgets.VBox() for _ in FOLDED], selected_index=None)
@@ -133,8 +133,8 @@ class SetupForm:
         self.groups.observe(guarded(self._unfold, self._fail), "selected_index")
         self.save_button = widgets.Button(description=text("form.save"), icon="save", tooltip=text("form.save_help"))
         self.save_button.on_click(guarded(self._press_save, self._fail))
-        bottom = widgets.HBox([self.save_button, self._saved])
-        self.widget = widgets.VBox([_grid(main), self.groups, self._status, bottom])
+        bottom = widgets.HBox([self.save_button, self.saved])
+        self.widget = widgets.VBox([_grid(main), self.groups, self.status, bottom])
 
     def _add(self, field: SettingField) -> Any:
         self.fields[field.name] = field
@@ -158,7 +158,7 @@ class SetupForm:
             family = change["new"]
             self.fields["model_flavour"].offer(flavour_options(family))
             self.fields["pretrained_model_name_or_path"].control.options = published(family)
-        self._saved.value = ""
+        self.saved.value = ""
         self._check()
 
     def _collect(self) -> None:
@@ -180,7 +180,7 @@ class SetupForm:
             else:
                 field.clear()
         self.save_button.disabled = config is None
-        self._status.value = self._good_status(config) if config else self._bad_status(shown)
+        self.status.value = self._good_status(config) if config else self._bad_status(shown)
 
     def _good_status(self, config: tk.TrainConfig) -> str:
         kind = text("form.lora", rank=config.lora_rank) if config.model_type == "lora" else text("form.full")
@@ -206,10 +206,10 @@ class SetupForm:
         if self._save_to is None:
             raise ValueError(text("form.no_file"))
         path = self.save()
-        self._saved.value = html.escape(text("form.saved", path=path))
+        self.saved.value = html.escape(text("form.saved", path=path))
 
     def _fail(self, message: str) -> None:
-        self._status.value = message
+        self.status.value = message
 
 
 def _document(path: str | Path | None) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 
 import tunerkit as tk
-from tunerkit_widgets.headless import headless, quiet_libraries, show
+from tunerkit_widgets.surroundings import headless, quiet_libraries, show
 from tunerkit_widgets.tables import table_html, table_text
 from tunerkit_widgets.texts import text
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import tunerkit as tk
-from tunerkit_widgets.headless import headless, show
 from tunerkit_widgets.history import TrainingHistory
 from tunerkit_widgets.previews import data_uri, facts, poster, preview
+from tunerkit_widgets.surroundings import headless, show
 from tunerkit_widgets.texts import text
 
 HEADLESS_BYTES = 70_000
