@@ -213,6 +213,15 @@ def test_guided_form_makes_a_new_project_for_own_clips(
     assert not (tmp_path / "sanavideo-project").exists()
 
 
+def test_guided_form_with_nothing_chosen_is_the_demo(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.rename(tmp_path / "demo-project")  # made before: only missing files are written
+    monkeypatch.chdir(tmp_path)
+    config = tw.guided_form("", family="sanavideo", lora_rank=0, output_dir="").config
+    assert config == tk.resolve(tk.load_config(tmp_path / "demo-project"))
+
+
 # Parts ---------------------------------------------------------------------------------------------------------
 
 

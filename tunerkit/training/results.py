@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class StepResult:
     videos: tuple[Rendering, ...] = field(default=())
 
     def row(self) -> dict[str, Any]:
-        """The line of metrics.jsonl."""
-        row = asdict(self)
-        return {key: row[key] for key in row if key not in ("checkpoint", "videos")}
+        """The line of metrics.jsonl. An overflowed float16 gradient has no norm that JSON could hold: null."""
+        row = asdict(replace(self, checkpoint=None, videos=()))
+        norm = self.grad_norm if math.isfinite(self.grad_norm) else None
+        return {key: value for key, value in row.items() if key not in ("checkpoint", "videos")} | {"grad_norm": norm}

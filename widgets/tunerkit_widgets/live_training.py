@@ -159,7 +159,7 @@ class LiveTraining:
         if change and len(history.evaluations) > 1:
             first, last = change
             words.append(text("live.evaluation", first=f"{first:.4f}", last=f"{last:.4f}", share=f"{last / first:.0%}"))
-        return " ".join(words)
+        return "\n".join(words)
 
 
 def watch(trainer: tk.Trainer, steps: int | None = None, *, evaluate_every: int | None = None) -> TrainingHistory:
