@@ -23,8 +23,8 @@ from tunerkit import cli_commands, cli_output, cli_train
 from tunerkit.cli import main, parse
 from tunerkit.cli_output import EncodingLines, duration
 from tunerkit.cli_train import StepPrinter
-from tunerkit.doctor import Check, DoctorReport, doctor
 from tunerkit.errors import TunerkitError
+from tunerkit.machine_check import Check, DoctorReport, doctor
 from tunerkit.training.results import StepResult
 from tunerkit.training.run_folder import read_metrics
 

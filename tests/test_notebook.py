@@ -113,7 +113,7 @@ def test_the_notebook_is_the_batch_job(project: Path, tmp_path: Path) -> None:
     assert len(base64.b64decode(outputs(notebook, "image/png")[0])) > 5000
     pages = "".join(outputs(notebook, "text/html"))
     for source in re.findall(r"<video src='data:video/mp4;base64,([^']+)'", pages):
-        with av.open(io.BytesIO(base64.b64decode(source))) as container:
+        with av.open(io.BytesIO(base64.b64decode(source)), "r") as container:
             assert sum(1 for _ in container.decode(video=0)) == 17
             assert container.streams.video[0].codec_context.name == "h264"
     assert pages.count("<video src=") == 12  # three prompts, base and tuned, in two cells

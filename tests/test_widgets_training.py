@@ -264,7 +264,7 @@ def test_videos_stand_beside_the_base_model_and_play_without_files(large_video: 
     sources = re.findall(r"<video src='data:video/mp4;base64,([^']+)'", html)
     assert len(sources) == 2
     for source in sources:
-        with av.open(io.BytesIO(base64.b64decode(source))) as container:
+        with av.open(io.BytesIO(base64.b64decode(source)), "r") as container:
             assert sum(1 for _ in container.decode(video=0)) == 33
     assert html.index("base model") < html.index("step 4")
     assert "a &lt;fox&gt; &#x27;runs&#x27;" in html

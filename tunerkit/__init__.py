@@ -24,13 +24,15 @@ _WHERE = {
     "load_config": "tunerkit.project",
     "resolve": "tunerkit.project",
     "TrainConfig": "tunerkit.config.settings",
+    "describe": "tunerkit.config",
+    "SettingInfo": "tunerkit.config",
     "inspect_dataset": "tunerkit.data.inspect",
     "DatasetReport": "tunerkit.data.report",
     "build_cache": "tunerkit.cache.build",
     "Trainer": "tunerkit.training.trainer",
     "StepResult": "tunerkit.training.results",
     "Rendering": "tunerkit.validation.render",
-    "doctor": "tunerkit.doctor",
+    "doctor": "tunerkit.machine_check",
     "TunerkitError": "tunerkit.errors",
     "ConfigError": "tunerkit.errors",
     "DatasetError": "tunerkit.errors",
@@ -50,6 +52,7 @@ __all__ = [
     "ModelError",
     "NonFiniteLossError",
     "Rendering",
+    "SettingInfo",
     "StepResult",
     "TrainConfig",
     "Trainer",
@@ -57,6 +60,7 @@ __all__ = [
     "__version__",
     "build_cache",
     "demo",
+    "describe",
     "doctor",
     "families",
     "family",
@@ -68,10 +72,10 @@ __all__ = [
 if TYPE_CHECKING:
     from tunerkit import demo, families
     from tunerkit.cache.build import build_cache
+    from tunerkit.config import SettingInfo, describe
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.inspect import inspect_dataset
     from tunerkit.data.report import DatasetReport
-    from tunerkit.doctor import doctor
     from tunerkit.errors import (
         CheckpointError,
         ConfigError,
@@ -82,6 +86,7 @@ if TYPE_CHECKING:
         TunerkitError,
     )
     from tunerkit.families.base import Family
+    from tunerkit.machine_check import doctor
     from tunerkit.project import load_config, resolve
     from tunerkit.training.results import StepResult
     from tunerkit.training.trainer import Trainer

@@ -210,7 +210,7 @@ def _command(arguments: argparse.Namespace, command: Any, effect: str) -> int:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     del arguments
-    from tunerkit.doctor import doctor
+    from tunerkit.machine_check import doctor
 
     report = doctor()
     say(report.to_text())

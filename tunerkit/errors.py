@@ -43,6 +43,10 @@ class Note:
 class TunerkitError(Exception):
     """The request cannot be carried out as written; the text says what to change."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message alone, since the request is at fault and not the code."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(TunerkitError):
     """All problems of the settings, at once.

@@ -112,9 +112,9 @@ class DatasetReport:
     def show(self) -> None:
         """Show the table: rendered in a notebook, printed elsewhere."""
         if _in_notebook():
-            from IPython.display import HTML, display
+            from IPython.display import display
 
-            display(HTML(self.to_html()))
+            display({"text/html": self.to_html(), "text/plain": f"{self.to_text()}\n{self.summary()}"}, raw=True)
         else:
             print(self.to_text())
             print(self.summary())

@@ -66,6 +66,7 @@ class Trainer:
         self.report: DatasetReport | None = None
         self.global_step = 0
         self._state: _Loaded | None = None
+        self._stop_asked = False
 
     def _check_before_loading(self) -> None:
         from tunerkit.training.optimizers import check_optimizer
@@ -228,6 +229,7 @@ class Trainer:
         Yields:
             the result of each step, with the checkpoint and the videos made after it.
         """
+        self._stop_asked = False
         last = self.total_steps if count is None else min(self.total_steps, self.global_step + count)
         with StopRequest() as stop, self._failure_in_status():
             if self.global_step < last:
@@ -235,7 +237,7 @@ class Trainer:
             while self.global_step < last:
                 command, interrupted = self.loaded.agree((self._next_command(stop), stop.requested))
                 if interrupted or command == "stop":
-                    self._stop()
+                    self._save_and_rest()
                     if interrupted:
                         raise KeyboardInterrupt
                     return
@@ -271,18 +273,24 @@ class Trainer:
             self.validate()
 
     def _next_command(self, stop: StopRequest) -> Command:
-        """What control.json asks for; waits while that is a pause. Only the main process looks."""
+        """What `stop()` or control.json asks for; waits while that is a pause. Only the main process looks."""
         if not self.loaded.is_main:
             return "run"
         folder = self.loaded.folder
-        while (command := folder.command()) == "pause" and not stop.requested:
+        while (command := folder.command()) == "pause" and not (stop.requested or self._stop_asked):
             folder.status("paused", self.global_step, self.total_steps)
             time.sleep(PAUSE_SECONDS)
-        return command
+        return "stop" if self._stop_asked else command
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ask `steps()` to end after the running step, with a checkpoint; for buttons and other threads."""
+        self._stop_asked = True
+
+    def _save_and_rest(self) -> None:
         path = self.save_checkpoint()
+        self._stop_asked = False
         if self.loaded.is_main:
+            self.loaded.folder.clear_control()  # the stop is done: the next call of steps() goes on
             self.loaded.folder.status("stopped", self.global_step, self.total_steps)
             logger.warning("stopped after step %d; saved %s", self.global_step, path)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import tunerkit as tk
-from tunerkit.config import SettingInfo, describe
+from tunerkit import SettingInfo, describe
 from tunerkit_widgets.setting_field import UNSET, Options, SettingField
 from tunerkit_widgets.texts import text
 

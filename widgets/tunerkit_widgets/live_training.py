@@ -71,6 +71,7 @@ class LiveTraining:
     def stop(self) -> None:
         """End after the running step, with a checkpoint."""
         self._stop_asked = True
+        self.trainer.stop()
 
     def _new_view(self) -> View:
         return PlainView() if headless() else WidgetView(self.stop)
@@ -88,10 +89,8 @@ class LiveTraining:
             for result in trainer.steps(steps):
                 self._take(view, result)
                 yield
-                if self._stop_asked and not trainer.done:
-                    trainer.save_checkpoint()
-                    history.stopped = text("live.stopped", step=trainer.global_step)
-                    break
+            if self._stop_asked and not trainer.done:
+                history.stopped = text("live.stopped", step=trainer.global_step)
             message = history.stopped or self._closing_words()
         except KeyboardInterrupt as error:
             message = history.stopped = self._interrupted_words()

@@ -10,7 +10,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from tunerkit.config import SettingInfo
+from tunerkit import SettingInfo
 from tunerkit_widgets.guard import ERROR_COLOUR, QUIET_COLOUR
 from tunerkit_widgets.texts import text
 
