@@ -171,7 +171,7 @@ def test_by_name_and_by_path(tmp_path):
     elsewhere = tmp_path / "kept"
     (tmp_path / "run" / "checkpoint-4").rename(elsewhere)
     assert find_checkpoint(tmp_path / "run", str(elsewhere)) == (elsewhere, [])
-    with pytest.raises(CheckpointError, match=r"resume_from_checkpoint = 'checkpoint-4'.*found in .*: checkpoint-5"):
+    with pytest.raises(CheckpointError, match=r"checkpoint 'checkpoint-4'.*found in .*: checkpoint-5"):
         find_checkpoint(tmp_path / "run", "checkpoint-4")
 
 

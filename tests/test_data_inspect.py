@@ -67,7 +67,8 @@ def test_video_and_image_become_samples(tmp_path: Path) -> None:
     assert (video.repeats, video.is_i2v, video.fps, video.dataset) == (3, True, 16.0, "clips")
     assert video.frame_indices[:5] == (0, 2, 4, 6, 7)  # 30 fps seen every 1/16 s: 0, 1.875, 3.75, 5.625, 7.5
     assert report.rows[1].reason == (
-        "30 fps, 60 frames (2.00 s) -> 32 at 16 fps -> uses 17 (1.06 s), 256x128 -> 128x64"
+        "30 fps, 60 frames (2.00 s) -> 32 at 16 fps -> uses 17 (1.06 s), 256x128 -> 128x64; "
+        "2 captions, one per line (disable_multiline_split joins them)"
     )
     assert [read_number(picture) for picture in decode(video)] == list(video.frame_indices)
     assert decode(still).shape == (1, 64, 128, 3)

@@ -61,8 +61,13 @@ class StepPrinter:
         for video in result.videos:
             self._show(f"  video: {describe(video)}")
 
+    @property
+    def seconds_per_step(self) -> float:
+        """Median of the latest steps; what lies between steps does not count."""
+        return statistics.median(self._recent)
+
     def _line(self, result: StepResult) -> str:
-        seconds = statistics.median(self._recent)
+        seconds = self.seconds_per_step
         left = duration(seconds * (self._total - result.step))
         return (
             f"step {result.step}/{self._total}  loss {result.loss:.5f}  lr {result.lr:.2e}  "
@@ -100,11 +105,14 @@ def _run(trainer: Trainer) -> None:
     if not trainer.done:
         say(f"stopped at step {trainer.global_step} of {total}; the same command goes on from there")
     elif last is None:
-        say(f"all {total} steps were done before. To train further: max_train_steps={2 * total}")
+        done = trainer.global_step
+        say(f"{done} steps were done before, and {total} are asked for. To train further: max_train_steps={2 * done}")
     if last is not None:
         seconds = time.monotonic() - started
-        speed = (last.step - first) / seconds
-        say(f"{last.step - first} steps in {duration(seconds)} ({speed:.3g} steps/s), final loss {last.loss:.5f}")
+        say(
+            f"{last.step - first} steps, {1 / printer.seconds_per_step:.3g} a second ({duration(seconds)} with "
+            f"checkpoints and videos), final loss {last.loss:.5f}"
+        )
     if trainer.done:
         say(f"{_result_word(trainer.config)}: {result_path(trainer.config)}")
     say(f"peak memory: {peak_memory()}")

@@ -11,8 +11,8 @@ from tunerkit import families
 from tunerkit.config.loading import find_config, read_settings
 from tunerkit.config.paths import INPUT_FILES, Folders, dataset_path_key, not_found
 from tunerkit.config.problems import choice_fix
-from tunerkit.config.settings import TrainConfig, missing_setting
-from tunerkit.errors import ConfigError, Note, Problem
+from tunerkit.config.settings import TrainConfig, missing_setting, require_settings
+from tunerkit.errors import ConfigError, Note, Problem, TunerkitError
 
 if TYPE_CHECKING:
     from tunerkit.families.base import Family
@@ -35,6 +35,12 @@ def load_config(path: str | os.PathLike[str], /, *more_paths: str | os.PathLike[
     Raises:
         ConfigError: every problem of all documents, at once.
     """
+    for given in (path, *more_paths):
+        if not isinstance(given, (str, os.PathLike)):
+            raise TunerkitError(
+                f"load_config reads files, not a {type(given).__name__}. Fix: give the path of a config.json, or use "
+                "TrainConfig(**settings)"
+            )
     documents: list[dict[str, Any]] = []
     files: list[Path] = []
     problems: list[Problem] = []
@@ -57,6 +63,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ConfigError: if a required setting is missing, a data folder does not exist, or the family refuses a setting;
             every problem at once.
     """
+    require_settings(config)
     problems = [*_missing(config), *_lost_files(config)]
     family = _family(config, problems)
     if family is None:

@@ -33,11 +33,11 @@ class Cache:
         return self.namer.text(text, kind) in self.text_store
 
     def latents(self, sample: Sample) -> torch.Tensor:
-        """Clean normalised latents, float32 `[C, T, H, W]`. Raises KeyError or DamagedEntryError."""
+        """Clean normalised latents, float32 `[C, T, H, W]`. Raises CacheEntryError."""
         return self.latent_stores[sample.dataset].get(self.namer.latents(sample))["latents"]
 
     def text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
-        """The family's text tensors, without a batch dimension. Raises KeyError or DamagedEntryError."""
+        """The family's text tensors, without a batch dimension. Raises CacheEntryError."""
         return self.text_store.get(self.namer.text(text, kind))
 
     def put_latents(self, sample: Sample, latents: torch.Tensor) -> None:

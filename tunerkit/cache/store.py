@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _HEADER = "tunerkit"
 
 
-class DamagedEntryError(TunerkitError):
-    """A cache file is truncated or was changed; it is rebuilt by building the cache again."""
+class CacheEntryError(TunerkitError):
+    """A cache file is gone, truncated or was changed; it is made anew by building the cache again."""
 
 
 class Store:
@@ -57,14 +57,15 @@ class Store:
         """Read an entry.
 
         Raises:
-            KeyError: if there is no such entry.
-            DamagedEntryError: if the file is not what was written; it is removed, so that it will be rebuilt.
+            CacheEntryError: if the file is gone, or not what was written; then it is removed, to be made anew.
         """
         from safetensors import SafetensorError, safe_open
 
         path = self.path(name)
         if not path.is_file():
-            raise KeyError(name)
+            raise CacheEntryError(
+                f"cache file {path} is gone. Fix: start the same command again (or call build_cache); it is made anew"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -76,11 +77,11 @@ class Store:
         return tensors
 
     @staticmethod
-    def _damaged(path: Path, reason: str) -> DamagedEntryError:
+    def _damaged(path: Path, reason: str) -> CacheEntryError:
         path.unlink(missing_ok=True)
-        return DamagedEntryError(
-            f"cache file {path} was damaged ({reason}) and has been removed. Fix: build the cache again; only this "
-            "entry is made anew"
+        return CacheEntryError(
+            f"cache file {path} was damaged ({reason}) and has been removed. Fix: start the same command again (or "
+            "call build_cache); only this entry is made anew"
         )
 
 

@@ -99,8 +99,8 @@ class DatasetConfig(Settings):
     crop_aspect: Literal["square", "preserve", "random", "closest"] = _setting("square", "Shape to crop to.")
     crop_aspect_buckets: list[float] | None = _setting(None, "Aspect ratios for random and closest.")
     crop_style: Literal["center", "random", "corner"] = _setting("center", "Which part a crop keeps.")
-    minimum_aspect_ratio: float | None = _setting(None, "Narrower clips are dropped.", gt=0)
-    maximum_aspect_ratio: float | None = _setting(None, "Wider clips are dropped.", gt=0)
+    minimum_aspect_ratio: float = _setting(0.25, "Narrower clips (width / height) are dropped.", gt=0)
+    maximum_aspect_ratio: float = _setting(4.0, "Wider clips (width / height) are dropped.", gt=0)
     max_upscale_threshold: float | None = _setting(None, "Clips that would be enlarged more are dropped.", ge=0)
 
     repeats: int = _setting(0, "Further passes over the dataset per epoch; 0 = each clip once.", ge=0)

@@ -95,9 +95,9 @@ def _unique(prompts: list[ValidationPrompt]) -> list[ValidationPrompt]:
     unique = []
     for entry in prompts:
         name, number = entry.nickname, 1
-        while name in taken:
+        while name.lower() in taken:  # some file systems do not tell cases apart
             number += 1
             name = f"{entry.nickname}-{number}"
-        taken.add(name)
+        taken.add(name.lower())
         unique.append(ValidationPrompt(name, entry.prompt, entry.image))
     return unique

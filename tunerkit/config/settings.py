@@ -26,7 +26,7 @@ from tunerkit.config.paths import Folders
 from tunerkit.config.problems import located, problems_of
 from tunerkit.config.reading import DATASETS, Understood, canonical_key, understand
 from tunerkit.config.rules import advice, problems_between
-from tunerkit.errors import ConfigError, Note, Problem
+from tunerkit.errors import ConfigError, Note, Problem, TunerkitError
 from tunerkit.files import write_json
 
 DOCUMENT_KEY = "data_backend_config"
@@ -256,3 +256,16 @@ def _leave_out(values: Any, location: tuple[int | str, ...]) -> None:
 
 def _unique(notes: Sequence[Note]) -> list[Note]:
     return list(dict.fromkeys(notes))
+
+
+def require_settings(value: object) -> None:
+    """Refuse anything but settings where settings are asked for, a path above all.
+
+    Raises:
+        TunerkitError: saying how to get settings.
+    """
+    if not isinstance(value, TrainConfig):
+        raise TunerkitError(
+            f"{value!r} is no settings object. Fix: give what tk.load_config(...) returns, for example "
+            "tk.load_config('config/config.json')"
+        )

@@ -41,6 +41,8 @@ class SizeRules:
             `resolution` (for `model` the edge of a square, as for `pixel_area`).
         maximum_image_size: larger files (shorter edge or area) are first scaled to `target_downsample_size`,
             then cropped, which with a target above `resolution` takes a part of the picture.
+        minimum_aspect_ratio, maximum_aspect_ratio: width / height beyond which a file is dropped, unless squares
+            are cut.
     """
 
     resolution: float
@@ -51,6 +53,8 @@ class SizeRules:
     minimum_image_size: float | None = None
     maximum_image_size: float | None = None
     target_downsample_size: float | None = None
+    minimum_aspect_ratio: float = 0.25
+    maximum_aspect_ratio: float = 4.0
 
     @property
     def square(self) -> bool:
@@ -112,7 +116,25 @@ class Refusal(NamedTuple):
 
 
 def refuse_size(source: Size, rules: SizeRules) -> Refusal | None:
-    """Why `minimum_image_size` drops a file of this size; None when it does not."""
+    """Why a file of this size is dropped: its shape, or `minimum_image_size`; None when it is not."""
+    return _refuse_shape(source, rules) or _refuse_small(source, rules)
+
+
+def _refuse_shape(source: Size, rules: SizeRules) -> Refusal | None:
+    width, height = source
+    aspect = width / height
+    if rules.square or rules.minimum_aspect_ratio <= aspect <= rules.maximum_aspect_ratio:
+        return None
+    setting = "maximum_aspect_ratio" if aspect > rules.maximum_aspect_ratio else "minimum_aspect_ratio"
+    limit = f"{setting} = {getattr(rules, setting):g}"
+    return Refusal(
+        f"extreme shape: {width}x{height} is {aspect:.3g} times as wide as high, {limit}",
+        f"crop the file, or set {setting} to {aspect:.3g}",
+        "extreme shape",
+    )
+
+
+def _refuse_small(source: Size, rules: SizeRules) -> Refusal | None:
     minimum = rules.minimum_image_size
     if not minimum:
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunerkit import families
+from tunerkit.config.settings import require_settings
 from tunerkit.data.captions import CaptionError, CaptionRules, read_captions
 from tunerkit.data.discover import Discovery, Found, discover
 from tunerkit.data.frames import FramePlan, FrameRules, decide_frames
@@ -65,6 +66,7 @@ def inspect_dataset(config: TrainConfig) -> DatasetReport:
             dropped raises nothing: see `DatasetReport.require_samples`.
         ConfigError: `model_family` is missing or unknown.
     """
+    require_settings(config)
     if not config.media_datasets:
         raise DatasetError(
             "data_backend_config names no dataset to train on. Fix: add an entry with dataset_type video or "
@@ -162,7 +164,9 @@ def _decide_readable(found: Found, media: Media, rules: Rules) -> ClipRow:
         digest=source.digest,
     )
     troubles: list[Trouble] = []
-    if frames.cause:
+    if frames.cause and media.damaged:
+        troubles.append(Trouble(frames.reason, "copy or download the file again", "damaged"))
+    elif frames.cause:
         troubles.append(Trouble(frames.reason, frames.fix, frames.cause))
     refusal = refuse_size(displayed, rules.size)
     if refusal:
@@ -192,13 +196,23 @@ def _decide_readable(found: Found, media: Media, rules: Rules) -> ClipRow:
         frame_times=tuple(media.times[index] for index in frames.indices) if media.timed else (),
     )
     scaled = f"{source.width}x{source.height} -> {size.size[0]}x{size.size[1]}"
-    remarks = [*size_remarks(displayed, size), *media.remarks]
+    remarks = [*size_remarks(displayed, size), *media.remarks, *_training_remarks(sample, rules)]
     reason = "; ".join([f"{frames.reason}, {scaled}", *remarks])
     return ClipRow(rules.dataset, found.file, found.kind, "used", reason, "", source, sample)
 
 
+def _training_remarks(sample: Sample, rules: Rules) -> list[str]:
+    """What a person may not expect of how the sample is trained."""
+    remarks = []
+    if len(sample.captions) > 1:
+        remarks.append(f"{len(sample.captions)} captions, one per line (disable_multiline_split joins them)")
+    if rules.is_i2v and not sample.is_i2v:
+        remarks.append("a still has no next frame: trained as text to image, not as image to video")
+    return remarks
+
+
 def _plan_frames(kind: Kind, media: Media, rules: Rules) -> FramePlan:
-    if kind == "image":
+    if kind == "image" or (media.source.codec == "gif" and len(media.times) == 1):  # a GIF of one frame is a still
         return FramePlan((0,), "image, 1 frame")
     return decide_frames(
         media.times,
@@ -268,4 +282,6 @@ def _size_rules(dataset: DatasetConfig, config: TrainConfig) -> SizeRules:
         minimum_image_size=dataset.minimum_image_size,
         maximum_image_size=dataset.maximum_image_size,
         target_downsample_size=dataset.target_downsample_size,
+        minimum_aspect_ratio=dataset.minimum_aspect_ratio,
+        maximum_aspect_ratio=dataset.maximum_aspect_ratio,
     )

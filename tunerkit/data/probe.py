@@ -61,6 +61,7 @@ class Media:
         end: when the last frame leaves the screen, in seconds on the clock of `times`.
         timed: whether decoded frames carry `times`; without usable timestamps they are counted at a constant rate.
         remarks: what a person should know about the file.
+        damaged: whether the file ends before its own end.
     """
 
     source: Source
@@ -68,6 +69,7 @@ class Media:
     end: float
     timed: bool
     remarks: tuple[str, ...] = ()
+    damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,7 @@ def _describe_video(path: Path, container: Any, stream: Any, packets: _Packets) 
         remarks.append(f"the file is damaged or cut off: {count}{declared} frames can be read")
     if frame.color_trc in HDR_TRANSFERS:
         remarks.append(f"HDR ({HDR_TRANSFERS[frame.color_trc]}): colours are taken without tone mapping")
-    return Media(source, times, end, packets.timed, tuple(remarks))
+    return Media(source, times, end, packets.timed, tuple(remarks), damaged=not packets.complete)
 
 
 def _read_image(path: Path) -> Media:

@@ -197,8 +197,13 @@ def _grouped_drops(rows: Sequence[ClipRow]) -> list[tuple[str, list[ClipRow], st
         if row.decision == "dropped":
             groups.setdefault(row.cause or "other", []).append(row)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    # Fixes of one cause differ in names and numbers only: the first stands for all.
-    return [(cause, group, group[0].fix) for cause, group in ordered]
+    return [(cause, group, _common_fix(group)) for cause, group in ordered]
+
+
+def _common_fix(group: Sequence[ClipRow]) -> str:
+    """The fix of all rows where it is the same; where numbers differ, the first as an example."""
+    fixes = list(dict.fromkeys(row.fix for row in group))
+    return fixes[0] if len(fixes) == 1 else f"for example, {fixes[0]}; each file's row has its own fix"
 
 
 def _found(row: ClipRow) -> str:

@@ -113,14 +113,12 @@ def find_checkpoint(output_dir: str | os.PathLike[str], which: str | os.PathLike
         return None, warnings
     folder = next((path for path in (output_dir / which, Path(which)) if path.is_dir()), None)
     available = ", ".join(path.name for _, path in reversed(list_checkpoints(output_dir))) or "none"
-    fix = f"Fix: set resume_from_checkpoint to latest or to another one (found in {output_dir}: {available})."
+    fix = f"Fix: name latest or another one (found in {output_dir}: {available})."
     if folder is None:
-        raise CheckpointError(f"resume_from_checkpoint = {os.fspath(which)!r}: there is no such folder. {fix}")
+        raise CheckpointError(f"checkpoint {os.fspath(which)!r}: there is no such folder. {fix}")
     reason = verify(folder)
     if reason is not None:
-        raise CheckpointError(
-            f"resume_from_checkpoint = {os.fspath(which)!r}: the checkpoint is broken: {reason}. {fix}"
-        )
+        raise CheckpointError(f"checkpoint {os.fspath(which)!r} is broken: {reason}. {fix}")
     return folder, []
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tunerkit.training.engine import Engine
 
 TRAINED = "trained.safetensors"
-_MUST_MATCH = ("family", "model_type", "base_model", "optimizer")
-_SHOULD_MATCH = ("seed", "batch", "samples", "learning_rate")
+_MUST_MATCH = ("family", "model_type", "base_model", "optimizer", "adapter")
+_SHOULD_MATCH = ("seed", "batch", "samples", "learning_rate", "precision", "conditioning", "clipping", "lora_dropout")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Fingerprint:
     def of(cls, config: TrainConfig, samples: Sequence[Sample], processes: int) -> Fingerprint:
         digest = hashlib.sha256()
         for sample in samples:
-            digest.update(json.dumps([sample.source.digest, sample.bucket, sample.captions]).encode())
+            facts = [sample.source.digest, sample.bucket, sample.fps, sample.is_i2v, sample.captions]
+            digest.update(json.dumps(facts).encode())
         base = component_identity(str(config.pretrained_model_name_or_path), ("transformer",), config.revision)
         return cls(
             {
@@ -55,8 +56,13 @@ class Fingerprint:
                 "optimizer": config.optimizer,
                 "seed": config.seed,
                 "batch": [config.train_batch_size, config.gradient_accumulation_steps, processes],
-                "samples": digest.hexdigest(),
-                "learning_rate": [config.learning_rate, config.lr_scheduler, config.lr_warmup_steps],
+                "samples": {"clips": len(samples), "content": digest.hexdigest()},
+                "learning_rate": _rate_facts(config),
+                "precision": config.mixed_precision,
+                "conditioning": [config.caption_dropout_probability, config.first_frame_conditioning_probability],
+                "clipping": [config.max_grad_norm, config.grad_clip_method],
+                "lora_dropout": config.lora_dropout,
+                "adapter": _adapter_facts(config),
             }
         )
 
@@ -69,16 +75,37 @@ class Fingerprint:
         for key in _MUST_MATCH:
             if saved.get(key) != self.facts[key]:
                 raise CheckpointError(
-                    f"{folder} was trained with {_words(key)} {_short(saved.get(key))}, this run has "
-                    f"{_short(self.facts[key])}. Fix: resume with the same {_words(key)}, or set "
+                    f"{folder} was trained with {_words(key)} ({_short(saved.get(key))}), this run has "
+                    f"({_short(self.facts[key])}). Fix: resume with the same {_words(key)}, or set "
                     "resume_from_checkpoint = null and another output_dir"
                 )
         return [
-            f"{folder.name}: {_words(key)} changed from {_short(saved.get(key))} to {_short(self.facts[key])}; "
+            f"{folder.name}: {_words(key)} changed ({_short(saved.get(key))} then, {_short(self.facts[key])} now); "
             "training goes on, but not with the losses of an uninterrupted run"
             for key in _SHOULD_MATCH
             if saved.get(key) != self.facts[key]
         ]
+
+
+def _rate_facts(config: TrainConfig) -> list[Any]:
+    """What the learning rate of a step depends on; the length of the run only where the schedule decays."""
+    constant = config.lr_scheduler.startswith("constant")
+    length = None if constant else (config.lr_decay_steps or config.max_train_steps or config.num_train_epochs)
+    return [config.learning_rate, config.lr_scheduler, config.lr_warmup_steps, config.lr_end, length]
+
+
+def _adapter_facts(config: TrainConfig) -> dict[str, Any] | None:
+    """What decides how strongly, and on which base, adapter weights act."""
+    if config.model_type != "lora":
+        return None
+    changes_base = config.lora_init_type if config.lora_init_type in ("pissa", "olora") else None
+    return {
+        "lora_rank": config.lora_rank,
+        "lora_alpha": float(config.lora_alpha or config.lora_rank),
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "lora_init_type": changes_base,
+    }
 
 
 def _words(key: str) -> str:
@@ -88,12 +115,18 @@ def _words(key: str) -> str:
         "batch": "batch size, accumulation and processes",
         "samples": "the set of clips, sizes or captions",
         "learning_rate": "learning rate settings",
+        "precision": "mixed_precision",
+        "conditioning": "caption dropout or first-frame conditioning",
+        "clipping": "gradient clipping",
+        "adapter": "LoRA settings",
     }.get(key, key)
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if isinstance(value, dict):
+        hashes = ("content", "commit")
+        return ", ".join(f"{key} {str(item)[:8] if key in hashes else item}" for key, item in value.items())
+    return json.dumps(value)
 
 
 def write_state(folder: Path, engine: Engine, step: int, fingerprint: Fingerprint) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tunerkit.families as families
 from tunerkit.cache.build import Progress, build_cache
 from tunerkit.cache.entries import Cache
+from tunerkit.cache.store import CacheEntryError
 from tunerkit.data.inspect import inspect_dataset
 from tunerkit.data.report import DatasetReport
 from tunerkit.devices import free_memory, run_device
@@ -139,11 +140,17 @@ class Trainer:
 
             read_lora(engine, config.init_lora)
         cache = Cache(config, self.family)
+        renderer = Renderer(config, self.family, cache, device, folder.path / "validation")
+        if any(sample.is_i2v for sample in samples) and renderer.prompts and not renderer.has_images:
+            logger.warning(
+                "image to video is trained (video.is_i2v), but every validation prompt renders text to video: give "
+                "first frames in validation_input"
+            )
         return _Loaded(
             folder=folder,
             engine=engine,
             source=BatchSource(config, self.family, cache, samples),
-            renderer=Renderer(config, self.family, cache, device, folder.path / "validation"),
+            renderer=renderer,
             fingerprint=Fingerprint.of(config, samples, processes.num_processes),
             processes=processes.num_processes,
             rank=processes.process_index,
@@ -224,11 +231,16 @@ class Trainer:
         once. After the last step of the run the final weights are written to the output folder.
 
         Args:
-            count: number of steps; None for all that are left.
+            count: number of steps, at least 0; None for all that are left.
+
+        Raises:
+            TunerkitError: if `count` is not such a number.
 
         Yields:
             the result of each step, with the checkpoint and the videos made after it.
         """
+        if count is not None and (not isinstance(count, int) or count < 0):
+            raise TunerkitError(f"steps({count!r}): the number of steps must be a whole number from 0. Fix: steps(100)")
         self._stop_asked = False
         last = self.total_steps if count is None else min(self.total_steps, self.global_step + count)
         with StopRequest() as stop, self._failure_in_status():
@@ -250,6 +262,11 @@ class Trainer:
         """Leave the reason of a failure in status.json, for whoever watches the folder."""
         try:
             yield
+        except CacheEntryError as error:  # the weights are those of the last whole step: keep them
+            path = self.save_checkpoint()
+            raise CacheEntryError(
+                f"{error} The training up to step {self.global_step} is saved in {path.name}"
+            ) from error
         except Exception as error:
             if self.loaded.is_main:
                 self.loaded.folder.status("failed", self.global_step, self.total_steps, error=str(error))
@@ -268,8 +285,7 @@ class Trainer:
         """The base model's videos, once, at step 0: what every later video is compared with."""
         compared = self.config.validation_step_interval and not self.config.disable_benchmark
         wanted = compared or self.config.validation_on_startup
-        folder = self.loaded.folder.path / "validation" / "step-0"
-        if self.global_step == 0 and wanted and not any(folder.glob("*.mp4")):
+        if self.global_step == 0 and wanted and not self.loaded.renderer.has_base():
             self.validate()
 
     def _next_command(self, stop: StopRequest) -> Command:

@@ -12,6 +12,7 @@ from tunerkit.config.prompts import ValidationPrompt, validation_prompts
 from tunerkit.devices import free_memory
 from tunerkit.errors import ConfigError, Problem
 from tunerkit.families.base import RenderRequest
+from tunerkit.files import read_json, write_json
 from tunerkit.validation.video_files import read_mp4, side_by_side, write_mp4
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from tunerkit.training.engine import Engine
 
 logger = logging.getLogger("tunerkit")
+RECORD = "renderings.json"
+"""In each round's folder: what shaped each video."""
+BASE = "step-0"
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,16 @@ class Renderer:
         self.config, self.family, self.cache, self.device, self.folder = config, family, cache, device, folder
         self.prompts = [] if config.validation_disable else validation_prompts(config)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether any prompt starts from a given first frame."""
+        return any(prompt.image for prompt in self.prompts)
+
+    def has_base(self) -> bool:
+        """Whether the base model's videos are there, rendered with today's prompts and settings."""
+        made = _read_record(self.folder / BASE)
+        return all(made.get(f"{_stem(*job)}.mp4") == self._facts(*job) for job in self._jobs(self.prompts))
+
     def round(self, engine: Engine, step: int) -> list[Rendering]:
         """Render every prompt, size and seed; with EMA as `ema_validation` says.
 
@@ -162,12 +176,33 @@ class Renderer:
             if not prompts:
                 continue
             pipeline = self.family.build_pipeline(self.config, transformer, vae, image_to_video=with_image)
-            for prompt in prompts:
-                for width, height in parse_sizes(str(self.config.validation_resolution)):
-                    for seed in seeds(self.config):
-                        request = self._request(prompt, width, height, seed)
-                        frames = self.family.render(pipeline, request)
-                        yield self._write(frames, prompt, request, step, ema)
+            for prompt, width, height, seed in self._jobs(prompts):
+                request = self._request(prompt, width, height, seed)
+                frames = self.family.render(pipeline, request)
+                yield self._write(frames, prompt, request, step, ema)
+
+    def _jobs(self, prompts: Sequence[ValidationPrompt]) -> Iterator[tuple[ValidationPrompt, int, int, int]]:
+        """(prompt, width, height, seed) of every video."""
+        for prompt in prompts:
+            for width, height in parse_sizes(str(self.config.validation_resolution)):
+                for seed in seeds(self.config):
+                    yield prompt, width, height, seed
+
+    def _facts(self, prompt: ValidationPrompt, width: int, height: int, seed: int) -> dict[str, Any]:
+        """Everything beside the trained weights that shapes a video: what renderings.json records of it."""
+        config = self.config
+        return {
+            "prompt": prompt.prompt,
+            "image": prompt.image.name if prompt.image else None,
+            "negative_prompt": config.validation_negative_prompt or "",
+            "size": [width, height],
+            "frames": config.validation_num_video_frames,
+            "fps": config.framerate,
+            "steps": config.validation_num_inference_steps,
+            "guidance": config.validation_guidance,
+            "seed": seed,
+            "model": Path(str(config.pretrained_model_name_or_path)).name,
+        }
 
     def _request(self, prompt: ValidationPrompt, width: int, height: int, seed: int) -> RenderRequest:
         config = self.config
@@ -187,9 +222,11 @@ class Renderer:
     def _write(
         self, frames: np.ndarray, prompt: ValidationPrompt, request: RenderRequest, step: int, ema: bool
     ) -> Rendering:
-        name = f"{prompt.nickname}-{request.width}x{request.height}-{request.seed}"
-        folder = self.folder / f"step-{step}"
-        path = write_mp4(folder / f"{name}{'-ema' if ema else ''}.mp4", frames, request.fps)
+        job = (prompt, request.width, request.height, request.seed)
+        path = self.folder / f"step-{step}" / f"{_stem(*job)}{'-ema' if ema else ''}.mp4"
+        write_mp4(path, frames, request.fps)
+        record = _read_record(path.parent)
+        write_json(path.parent / RECORD, {**record, path.name: self._facts(*job)})
         return Rendering(
             path=path,
             prompt=prompt.prompt,
@@ -200,16 +237,35 @@ class Renderer:
             fps=request.fps,
             size=(request.width, request.height),
             ema=ema,
-            comparison=self._beside_base(path, frames, name, request.fps, step),
+            comparison=None if step == 0 else self._beside_base(path, frames, job, request.fps, step),
         )
 
-    def _beside_base(self, path: Path, frames: np.ndarray, name: str, fps: float, step: int) -> Path | None:
-        """`<video>-beside-base.mp4`: the base model's rendering of the same seed left, this one right."""
-        base = self.folder / "step-0" / f"{name}.mp4"
-        if step == 0 or not base.is_file():
+    def _beside_base(
+        self, path: Path, frames: np.ndarray, job: tuple[ValidationPrompt, int, int, int], fps: float, step: int
+    ) -> Path | None:
+        """`<video>-beside-base.mp4`: the base model's rendering left, this one right.
+
+        None where the base model was not rendered, or with another prompt or other settings: that would compare the
+        settings and not the training.
+        """
+        base = self.folder / BASE / f"{_stem(*job)}.mp4"
+        if not base.is_file():
+            return None
+        if _read_record(base.parent).get(base.name) != self._facts(*job):
+            logger.warning("%s was rendered with other validation settings; nothing is put beside it", base)
             return None
         both = side_by_side(read_mp4(base), frames, ("base model", f"step {step}"))
         return write_mp4(path.with_name(f"{path.stem}-beside-base.mp4"), both, fps)
+
+
+def _stem(prompt: ValidationPrompt, width: int, height: int, seed: int) -> str:
+    return f"{prompt.nickname}-{width}x{height}-{seed}"
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """File name -> what shaped the video, of one round; empty where nothing was recorded."""
+    path = folder / RECORD
+    return read_json(path) if path.is_file() else {}
 
 
 def _fitted_image(path: Path, width: int, height: int) -> Image.Image:
@@ -224,9 +280,3 @@ def _fitted_image(path: Path, width: int, height: int) -> Image.Image:
         raise ConfigError(
             [Problem("validation_input", str(path), f"is not a readable image ({error})", "give a PNG or JPEG")]
         ) from error
-
-
-def latest_videos(folder: Path) -> Sequence[Path]:
-    """The videos of the newest round under a run's `validation` folder."""
-    rounds = [(int(p.name.removeprefix("step-")), p) for p in folder.glob("step-*") if p.name[5:].isdigit()]
-    return sorted(max(rounds)[1].glob("*.mp4")) if rounds else []
