@@ -1,7 +1,8 @@
 """What the trainer costs per step: `Trainer.step()` against the barest PyTorch loop, in one process.
 
 Both train the same LoRA on the same model with the same cached batch, alternating in short runs so that a busy machine
-slows both. Printed is the ratio of the median step times at about 40 ms and at about 200 ms a step.
+slows both. Printed is the median, over all pairs of neighbouring runs, of the ratio of their step times, at about 40 ms
+and at about 200 ms a step.
 
     python benchmarks/step_overhead.py
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +23,8 @@ import torch
 
 import tunerkit as tk
 
+RUN = 5
+"""Steps of one kind in a row."""
 # attention heads, layers, batch size (chosen for the step time on one CPU core), and the ratio to stay under
 SIZES = {"about 40 ms": (4, 3, 1, 1.10), "about 200 ms": (8, 6, 2, 1.02)}
 
@@ -109,16 +113,15 @@ def measure(folder: Path, heads: int, layers: int, batch_size: int, steps: int) 
     trainer = tk.Trainer(make_project(folder, heads, layers, batch_size)).prepare()
     bare = bare_loop(trainer)
     calls: dict[str, Callable[[], Any]] = {"bare": bare, "tunerkit": trainer.step}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for name in calls:
-        milliseconds(calls[name], 5)
-    for round_number in range(max(1, steps // 10)):
-        order = list(calls) if round_number % 2 == 0 else list(calls)[::-1]
-        for name in order:
-            times[name] += milliseconds(calls[name], 10)
+    for call in calls.values():
+        milliseconds(call, 5)
+    rounds: list[dict[str, float]] = []
+    for number in range(max(2, steps // RUN)):
+        order = list(calls) if number % 2 == 0 else list(calls)[::-1]
+        rounds.append({name: statistics.median(milliseconds(calls[name], RUN)) for name in order})
     trainer.close()
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return {**medians, "ratio": medians["tunerkit"] / medians["bare"]}
+    medians = {name: statistics.median(pair[name] for pair in rounds) for name in calls}
+    return {**medians, "ratio": statistics.median(pair["tunerkit"] / pair["bare"] for pair in rounds)}
 
 
 def main() -> None:
@@ -127,7 +130,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = {}
+    cpu = platform.processor() or platform.machine()
+    results: dict[str, Any] = {"device": f"CPU ({cpu}), 1 thread, torch {torch.__version__}"}
     for name, (heads, layers, batch_size, limit) in SIZES.items():
         with tempfile.TemporaryDirectory() as folder:
             result = measure(Path(folder) / "project", heads, layers, batch_size, arguments.steps)
@@ -138,6 +142,7 @@ def main() -> None:
             f"ratio {result['ratio']:.3f} (limit {limit}: {verdict})"
         )
     if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -107,7 +107,7 @@ def run_validate(arguments: argparse.Namespace) -> int:
     with _borrowed(config, arguments.checkpoint) as trainer:
         trainer.loaded.renderer.folder = config.output_path / "validation"
         videos = trainer.validate()
-        say(f"{len(videos)} videos after step {trainer.global_step}:")
+        say(f"{len(videos)} {'video' if len(videos) == 1 else 'videos'} after step {trainer.global_step}:")
         for video in videos:
             say(f"  {describe(video)}")
     return 0 if videos or process_rank() else 1
