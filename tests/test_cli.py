@@ -227,7 +227,7 @@ def test_validate_and_export_leave_the_run_alone(finished: tuple[Path, str], tmp
     output = project / "output"
     before = digests(output)
     assert main(command("validate", project, "--checkpoint", "checkpoint-2", *RUN)) == 0
-    assert "1 videos after step 2:" in capsys.readouterr().out
+    assert "1 video after step 2:" in capsys.readouterr().out
     after = digests(output)
     added = {name for name in after if name not in before}
     assert {Path(name).parent for name in added} == {Path("validation/step-2")}
