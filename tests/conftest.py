@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from config_documents import lay_out_quickstart
 
 import tunerkit as tk
 
@@ -45,3 +46,12 @@ def make_config(project: Path) -> Callable[..., tk.TrainConfig]:
         return tk.load_config(project / "config.json", **{"validation_disable": True, **changes})
 
     return make
+
+
+@pytest.fixture
+def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Sana quickstart, read from an unrelated current folder; the project's folder."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return lay_out_quickstart(tmp_path / "project")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config_documents import QUICKSTARTS, lay_out_quickstart, problems, write
+from config_documents import QUICKSTARTS, problems, write
 
 from tunerkit.config import (
     TrainConfig,
@@ -17,16 +17,6 @@ from tunerkit.config import (
 )
 from tunerkit.errors import ConfigError
 from tunerkit.project import load_config, resolve
-
-
-@pytest.fixture
-def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Sana quickstart, read from an unrelated current folder; the project's folder."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    return lay_out_quickstart(tmp_path / "project")
-
 
 # Reading -----------------------------------------------------------------------------------------------------
 

@@ -38,8 +38,8 @@ def test_every_problem_is_reported_at_once() -> None:
             validation_resolution="832-480",
             optimizer="prodigi",
             data_backend_config=[
-                {"id": "a", "video": {"num_frame": 81}, "cache_dir_vae": "/tmp/x"},
-                {"id": "a", "resolution": 480, "resolution_type": "area", "cache_dir_vae": "/tmp/x"},
+                {"id": "a", "video": {"num_frame": 81}, "cache_dir_vae": "shared-cache"},
+                {"id": "a", "resolution": 480, "resolution_type": "area", "cache_dir_vae": "shared-cache"},
                 "not an object",
                 {"dataset_type": "vidio"},
                 {"id": "t1", "dataset_type": "text_embeds", "default": True},

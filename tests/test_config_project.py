@@ -9,22 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config_documents import lay_out_quickstart, problems, settings_that_resolve
+from config_documents import problems, settings_that_resolve
 
 from tunerkit.config import (
     TrainConfig,
 )
 from tunerkit.errors import ConfigError
 from tunerkit.project import load_config, resolve
-
-
-@pytest.fixture
-def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Sana quickstart, read from an unrelated current folder; the project's folder."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    return lay_out_quickstart(tmp_path / "project")
 
 
 @pytest.fixture
