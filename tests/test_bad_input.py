@@ -304,11 +304,11 @@ def without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def digests(project: Path) -> dict[str, str]:
-    """Digest of every file, but for those that say what a run is doing."""
+    """Digest of every file, but for those that say what a run is doing or remember what was found in clips."""
     return {
         str(path.relative_to(project)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(project.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "status.json")
+        if path.is_file() and path.name not in (".lock", "status.json") and path.parent.name != "media"
     }
 
 

@@ -500,10 +500,14 @@ def test_documents_in_the_readme_load_without_a_note(tmp_path: Path, monkeypatch
     names = re.findall(r"^`(config/\w+\.json)`:$", text, re.MULTILINE)
     blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     (tmp_path / "config").mkdir()
-    (tmp_path / "datasets" / "my-clips").mkdir(parents=True)
-    for name, block in zip(names, blocks, strict=True):
+    for folder in ("my-clips", "my-masks"):
+        (tmp_path / "datasets" / folder).mkdir(parents=True)
+    *files, with_masks = blocks
+    for name, block in zip(names, files, strict=True):
         (tmp_path / name).write_text(block)
     monkeypatch.chdir(tmp_path)
+    masked = tk.resolve(tk.load_config("config", datasets=json.loads(with_masks)))
+    assert [dataset.conditioning_ids for dataset in masked.media_datasets] == [("my-masks",)]
     config = tk.resolve(tk.load_config("config"))
     assert config.notes == []
     assert config.output_dir == tmp_path / "output" / "my-style"

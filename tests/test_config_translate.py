@@ -119,11 +119,16 @@ def test_other_spellings_need_no_note(given: dict[str, Any], key: str, value: An
     stable(config, tmp_path)
 
 
-def test_source_files_are_never_deleted_and_caches_never_compressed() -> None:
-    config = TrainConfig(delete_problematic_images="true", compress_disk_cache="true", write_batch_size=64)
-    assert "never deleted" in notes(config)["delete_problematic_images"]
-    assert "safetensors" in notes(config)["compress_disk_cache"]
+def test_source_files_are_deleted_only_if_a_second_setting_says_so() -> None:
+    config = TrainConfig(delete_problematic_images="true", delete_unwanted_images=True, write_batch_size=64)
+    assert "delete_quarantined_files" in notes(config)["delete_problematic_images"]
+    assert "never deleted" in notes(config)["delete_unwanted_images"]
     assert "write_batch_size" in notes(config)
+    assert not config.delete_quarantined_files
+    both = TrainConfig(delete_problematic_images=True, delete_quarantined_files=True)
+    assert both.delete_quarantined_files
+    assert "delete_problematic_images" not in notes(both)
+    assert "no effect" in notes(TrainConfig(delete_quarantined_files=True))["delete_quarantined_files"]
     assert not TrainConfig(delete_problematic_images="false", compress_disk_cache=False).notes
 
 
@@ -219,7 +224,6 @@ def test_settings_of_datasets_are_translated(tmp_path: Path) -> None:
         "datasets[0].video.fps",
         "datasets[0].video.frame_rate",
         "datasets[0].audio",
-        "datasets[2].dataset_type",
     }
     stable(config, tmp_path)
 

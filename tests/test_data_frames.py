@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
+from time import process_time
 
 import pytest
 
-from tunerkit.data.frames import FrameRules, clip_end, decide_frames, frames_that_fit, nearest_frames, plan_frames
+from tunerkit.data.frames import (
+    REMEMBERED_FRAMES,
+    FrameRules,
+    clip_end,
+    decide_frames,
+    frames_that_fit,
+    nearest_frames,
+    plan_frames,
+)
 
 
 def four_n_plus_one(count: int) -> int:
@@ -130,3 +139,72 @@ def test_long_clip_is_dropped_only_with_max_frames() -> None:
 def test_without_num_frames_a_clip_gives_up_to_five_seconds() -> None:
     assert len(decide(20, 16, FrameRules()).indices) == 17
     assert len(decide(400, 16, FrameRules()).indices) == 77  # 5 s = 80 frames, 77 = 4 * 19 + 1
+
+
+def test_middle_takes_the_frames_around_the_middle_of_the_clip() -> None:
+    plan = decide(180, 30, FrameRules(81, frame_sampling="middle"))
+    # 96 output frames fit, 15 are left over: from frame 7, which is shown after 7/16 s, at source frame 13.125.
+    assert len(plan.windows) == 1
+    assert plan.indices[0] == 13
+    assert plan.indices[-1] == 163  # 87/16 s x 30 = 163.125
+    assert plan.reason == "30 fps, 180 frames (6.00 s) -> 96 at 16 fps -> uses 81 (5.06 s) from 0.44 s to 5.50 s"
+
+
+def test_uniform_windows_reach_from_head_to_tail() -> None:
+    plan = decide(160, 16, FrameRules(81, frame_sampling="uniform"))
+    assert [window[0] for window in plan.windows] == [0, 26, 53, 79]  # 79/3 = 26.3, 158/3 = 52.7
+    assert [window[-1] for window in plan.windows] == [80, 106, 133, 159]
+    assert all(window == tuple(range(window[0], window[0] + 81)) for window in plan.windows)
+    assert plan.indices == plan.windows[0]
+    assert plan.reason.endswith("-> uses 4 windows of 81 (5.06 s)")
+
+
+def test_random_has_the_same_windows() -> None:
+    plan = decide(160, 16, FrameRules(81, frame_sampling="random", num_windows=3))
+    assert plan.windows == decide(160, 16, FrameRules(81, frame_sampling="uniform", num_windows=3)).windows
+    assert plan.reason.endswith("-> uses at each visit one of 3 windows of 81 (5.06 s)")
+
+
+@pytest.mark.parametrize(("frames", "starts"), [(81, [0]), (82, [0, 1]), (83, [0, 1, 2]), (84, [0, 1, 2, 3])])
+def test_short_clips_give_fewer_windows(frames: int, starts: list[int]) -> None:
+    plan = decide(frames, 16, FrameRules(81, frame_sampling="uniform"))
+    assert [window[0] for window in plan.windows] == starts
+
+
+def test_a_single_window_lies_in_the_middle() -> None:
+    plan = decide(101, 16, FrameRules(81, frame_sampling="uniform", num_windows=1))
+    assert [window[0] for window in plan.windows] == [10]
+    assert plan.reason.endswith("-> uses 81 (5.06 s) from 0.62 s to 5.69 s")
+
+
+def test_windows_of_a_variable_rate_clip_follow_time() -> None:
+    # A still of two seconds, then 24 frames a second: the last second starts at source frame 25.
+    times = [0.0, *(2 + index / 24 for index in range(48))]
+    rules = FrameRules(17, frame_sampling="uniform", num_windows=2)
+    plan = decide_frames(times, end=4.0, source_fps=12.25, target_fps=16, rules=rules, legal_frames=four_n_plus_one)
+    exact = [Fraction(0), *(2 + Fraction(index, 24) for index in range(48))]
+    assert plan.windows == tuple(nearest_by_hand(exact, Fraction(16), 64)[start : start + 17] for start in (0, 47))
+
+
+def test_head_is_what_it_was_without_windows() -> None:
+    for frames, fps in ((180, 30), (97, 30000 / 1001), (240, 60)):
+        plan = decide(frames, fps, FrameRules(81, 1))
+        times = constant(fps, frames)
+        assert plan.windows == (plan_frames(times, 16, 81, four_n_plus_one, end=frames / fps),)
+
+
+def test_long_clips_are_decided_like_others() -> None:
+    plan = decide(REMEMBERED_FRAMES + 100, 16, FrameRules(81, frame_sampling="uniform", num_windows=2))
+    assert [window[0] for window in plan.windows] == [0, REMEMBERED_FRAMES + 100 - 81]
+
+
+def test_clips_of_one_time_grid_are_decided_once() -> None:
+    grids = [tuple(constant(30, frames)) for frames in range(150, 160)]
+    rules = FrameRules(81, frame_sampling="uniform")
+    began = process_time()
+    for number in range(10_000):
+        times = grids[number % 10]
+        decide_frames(
+            times, end=len(times) / 30, source_fps=30, target_fps=16, rules=rules, legal_frames=four_n_plus_one
+        )
+    assert process_time() - began < 0.3  # 30 us a clip, several times what it takes

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 
 import pytest
 
-from tunerkit.data.geometry import SizeRules, plan_size, refuse_size, size_remarks, target_size
+from tunerkit.data.geometry import (
+    USUAL_ASPECTS,
+    SizeRules,
+    enlargement,
+    plan_size,
+    refuse_size,
+    size_remarks,
+    target_aspect,
+    target_size,
+)
 
 SANA = ((448, 896), (480, 832), (832, 480), (896, 448))
 WIDE = 16 / 9
@@ -156,3 +166,94 @@ def test_remarks() -> None:
         "the crop keeps 56% of the picture"
     ]
     assert size_remarks((1280, 720), plan_size((1280, 720), rules, multiple=32)) == []
+
+
+def test_closest_takes_the_nearest_ratio() -> None:
+    rules = SizeRules(480, "pixel_area", crop=True, crop_aspect="closest", crop_aspect_buckets=(0.5, 1.0, 2.0))
+    # The border between 1 and 2 lies at their geometric mean, 1.414.
+    assert target_aspect((1410, 1000), rules) == 1.0
+    assert target_aspect((1420, 1000), rules) == 2.0
+    assert target_aspect((1000, 1420), rules) == 0.5
+    # 480 * sqrt 2 = 678.8 -> 672, 480 / sqrt 2 = 339.4 -> 352; 1280x720 is scaled by 0.525 to cover it.
+    assert plan_size((1280, 720), rules, multiple=32) == ((672, 352), (672, 378), (0, 13))
+
+
+def test_closest_without_a_list_takes_usual_shapes() -> None:
+    rules = SizeRules(480, "pixel_area", crop=True, crop_aspect="closest")
+    assert target_aspect((1918, 1080), rules) == 16 / 9
+    assert target_aspect((1080, 1920), rules) == 9 / 16
+    assert target_aspect((720, 576), rules) == 4 / 3
+    assert all(target_aspect((round(3600 * aspect), 3600), rules) == aspect for aspect in USUAL_ASPECTS)
+
+
+def test_random_shape_depends_on_the_file_only_and_takes_all() -> None:
+    rules = SizeRules(480, "pixel_area", crop=True, crop_aspect="random", crop_aspect_buckets=(0.5, 1.0, 2.0))
+    digests = [hashlib.sha256(bytes([number])).hexdigest() for number in range(240)]
+    drawn = [target_aspect((1280, 720), rules, digest) for digest in digests]
+    assert drawn == [target_aspect((640, 640), rules, digest) for digest in digests]
+    assert all(50 < drawn.count(aspect) < 110 for aspect in (0.5, 1.0, 2.0))  # 80 expected, standard deviation 7
+    sizes = {plan_size((1280, 720), rules, multiple=32, digest=digest).size for digest in digests}
+    assert sizes == {(352, 672), (480, 480), (672, 352)}
+
+
+def test_random_place_does_not_depend_on_the_random_shape() -> None:
+    rules = SizeRules(
+        480, "pixel_area", crop=True, crop_aspect="random", crop_aspect_buckets=(1.0, 2.0), crop_style="random"
+    )
+    digests = [hashlib.sha256(bytes([number])).hexdigest() for number in range(200)]
+    plans = [plan_size((1280, 720), rules, multiple=32, digest=digest) for digest in digests]
+    places = [plan.crop[0] for plan in plans if plan.size == (480, 480)]
+    assert len(set(places)) > 50
+    assert {place % 2 for place in places} == {0, 1}
+
+
+@pytest.mark.parametrize("shape", ["square", "closest", "random"])
+def test_a_long_file_is_used_where_another_shape_is_cut_from_it(shape) -> None:
+    assert refuse_size((2000, 400), SizeRules(480, crop=True, crop_aspect=shape)) is None
+    assert refuse_size((2000, 400), SizeRules(480, crop=False, crop_aspect=shape)) is not None
+    assert refuse_size((2000, 400), SizeRules(480, crop=True, crop_aspect="preserve")) is not None
+
+
+def test_minimum_counts_only_what_is_cut() -> None:
+    rules = SizeRules(
+        480, "pixel_area", crop=True, crop_aspect="closest", crop_aspect_buckets=(0.5,), minimum_image_size=480
+    )
+    source = (1000, 600)
+    plan = plan_size(source, rules, multiple=32)
+    assert plan.size == (352, 672)
+    refusal = refuse_size(source, rules, plan=plan)
+    assert refusal
+    assert "here 188,571" in refusal.reason  # 600 high, 600 * 352 / 672 = 314.3 wide
+    assert refuse_size((1000, 800), rules, plan=plan_size((1000, 800), rules, multiple=32)) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "threshold", "dropped"),
+    [
+        ((640, 352), 0.0, False),
+        ((640, 351), 0.0, True),
+        ((534, 300), 0.2, False),  # 640 / 534 = 1.199
+        ((533, 300), 0.2, True),  # 640 / 533 = 1.201
+        ((320, 176), 1.0, False),
+        ((320, 175), 1.0, True),
+        ((1920, 1080), 0.0, False),
+    ],
+)
+def test_files_are_enlarged_up_to_the_threshold(source, threshold, dropped) -> None:
+    rules = SizeRules(480, "pixel_area", max_upscale_threshold=threshold)
+    plan = plan_size(source, rules, multiple=32)
+    assert plan.size == (640, 352)
+    refusal = refuse_size(source, rules, plan=plan)
+    assert (refusal is not None) == dropped
+    assert refuse_size(source, replace(rules, max_upscale_threshold=None), plan=plan) is None
+    if refusal:
+        assert refusal.cause == "too small"
+        named = float(refusal.fix.split("max_upscale_threshold to ")[1].split(" ")[0])
+        assert refuse_size(source, replace(rules, max_upscale_threshold=named), plan=plan) is None
+
+
+def test_enlargement_is_exact_where_one_edge_is_rounded() -> None:
+    # 640 / 500 = 1.28 exactly; the other edge, 281 * 1.28 = 359.68, is rounded up to 360.
+    assert enlargement((500, 281), plan_size((500, 281), SizeRules(480, "pixel_area"), multiple=32)) == 1.28
+    rules = SizeRules(480, "pixel_area", maximum_image_size=240, target_downsample_size=960)
+    assert enlargement((640, 360), plan_size((640, 360), rules, multiple=32)) == pytest.approx(2.0)

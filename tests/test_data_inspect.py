@@ -68,6 +68,7 @@ def test_video_and_image_become_samples(tmp_path: Path) -> None:
     assert video.frame_indices[:5] == (0, 2, 4, 6, 7)  # 30 fps seen every 1/16 s: 0, 1.875, 3.75, 5.625, 7.5
     assert report.rows[1].reason == (
         "30 fps, 60 frames (2.00 s) -> 32 at 16 fps -> uses 17 (1.06 s), 256x128 -> 128x64; "
+        "asked: video.num_frames = 17, resolution = 64 (pixel); "
         "2 captions, one per line (disable_multiline_split joins them)"
     )
     assert [read_number(picture) for picture in decode(video)] == list(video.frame_indices)
@@ -138,7 +139,7 @@ def test_a_folder_of_nasty_files_gives_a_true_row_for_each(tmp_path: Path) -> No
     put("blank.mp4", data, "blank.txt is empty", b"  \r\n ")
     put("latin.mp4", data, "not UTF-8", "café".encode("latin-1"))
     put("nul.mp4", data, "NUL", b"a\0b")
-    put("picture.png", b"\x89PNG\r\n\x1a\n broken", "cannot be read as an image")
+    put("picture.png", b"\x89PNG\r\n\x1a\n broken", "damaged, or of no known image format")
     write_sound(tmp_path / "sound.m4a").rename(tmp_path / "sound.mp4")
     nasty["sound.mp4"] = "only sound"
     clip(tmp_path, "one.mp4", 1)

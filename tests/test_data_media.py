@@ -175,7 +175,7 @@ def test_high_dynamic_range_is_remarked(tmp_path: Path) -> None:
     path = write_clip(
         tmp_path / "hdr.mp4", 5, codec="libx265", pixel_format="yuv420p10le", options={"x265-params": tags}
     )
-    assert read_media(path).remarks == ("HDR (PQ): colours are taken without tone mapping",)
+    assert list(read_media(path).remarks) == ["HDR (PQ): tone mapped to standard range"]
     assert numbers(decode(sample_of(path, (0, 4)))) == [0, 4]
 
 

@@ -56,7 +56,7 @@ def test_the_published_documents_drive_a_run(project: Path, tmp_path: Path, monk
     assert results[-1].videos[0].path.is_file()
     for folder in ("checkpoint-3", "checkpoint-6", "transformer", "transformer_ema", "validation/step-0"):
         assert (output / folder).is_dir(), folder
-    assert list((home / "cache" / "vae" / "sanavideo" / "disney-black-and-white").rglob("*.safetensors"))
-    assert list((home / "cache" / "text" / "sanavideo").rglob("*.safetensors"))
+    assert list((home / "cache" / "vae" / "sanavideo" / "disney-black-and-white").rglob("*.safetensors.zst"))
+    assert list((home / "cache" / "text" / "sanavideo").rglob("*.safetensors.zst"))
     noted = {note.key for note in tk.resolve(config).notes}
     assert {"lr_warmup_steps", "base_model_precision", "report_to"} <= noted, noted

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 import tunerkit as tk
-from tunerkit.training.checkpoints import verify
 
 MakeConfig = Callable[..., tk.TrainConfig]
 RENDER: dict[str, Any] = {
@@ -104,12 +103,9 @@ def test_a_cache_deleted_during_training_costs_nothing(make_config: MakeConfig, 
             if result.step == 3:
                 shutil.rmtree(project / "cache")
 
-    with pytest.raises(tk.TunerkitError, match=r"is gone.*Fix.*saved in checkpoint-"):
-        train_without_cache()
+    train_without_cache()
     trainer.close()
-    saved = tmp_path / "cut" / f"checkpoint-{len(done)}"
-    assert verify(saved) is None
-    assert done + [result.loss for result in train(config)] == expected
+    assert done == expected
 
 
 def write_image(path: Path, width: int, height: int) -> Path:

@@ -29,6 +29,8 @@ _WHERE = {
     "inspect_dataset": "tunerkit.data.inspect",
     "DatasetReport": "tunerkit.data.report",
     "build_cache": "tunerkit.cache.build",
+    "cache_report": "tunerkit.cache.census",
+    "prune_cache": "tunerkit.cache.census",
     "Trainer": "tunerkit.training.trainer",
     "StepResult": "tunerkit.training.results",
     "Rendering": "tunerkit.validation.render",
@@ -59,6 +61,7 @@ __all__ = [
     "TunerkitError",
     "__version__",
     "build_cache",
+    "cache_report",
     "demo",
     "describe",
     "doctor",
@@ -66,12 +69,14 @@ __all__ = [
     "family",
     "inspect_dataset",
     "load_config",
+    "prune_cache",
     "resolve",
 ]
 
 if TYPE_CHECKING:
     from tunerkit import demo, families
     from tunerkit.cache.build import build_cache
+    from tunerkit.cache.census import cache_report, prune_cache
     from tunerkit.config import SettingInfo, describe
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.inspect import inspect_dataset

@@ -122,7 +122,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     dataset = _config_command(add("dataset", "show which clips are used, how, and why others are not"))
     dataset.add_argument("--csv", metavar="FILE", help="also write every fact and decision to this file")
-    _config_command(add("cache", "encode captions and clips, so that training can start at once"))
+    cache = _config_command(add("cache", "encode captions and clips, so that training can start at once"))
+    what = cache.add_mutually_exclusive_group()
+    what.add_argument("--report", action="store_true", help="only show what lies in the cache and what is stale")
+    what.add_argument("--prune", action="store_true", help="only delete what this configuration does not need")
     _config_command(add("train", "train, from the latest checkpoint if there is one"))
     validate = _config_command(add("validate", "render the validation prompts with a checkpoint"))
     _add_checkpoint(validate, "; base = the model without training")

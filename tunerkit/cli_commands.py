@@ -82,6 +82,11 @@ def _write_csv(report: Any, path: Path) -> Path:
 def run_cache(arguments: argparse.Namespace) -> int:
     config = load(arguments)
     quiet_libraries()
+    if arguments.report or arguments.prune:
+        from tunerkit.cache.census import cache_report, prune_cache
+
+        say((prune_cache if arguments.prune else cache_report)(config).to_text())
+        return 0
     from tunerkit.cache.build import build_cache
 
     say(str(build_cache(config, progress=encoding_progress())))

@@ -99,7 +99,7 @@ def _missing(config: TrainConfig) -> Iterator[Problem]:
 def _lost_files(config: TrainConfig) -> Iterator[Problem]:
     """Inputs that are not where the settings say."""
     for index, dataset in enumerate(config.datasets):
-        if not dataset.is_media:
+        if not (dataset.has_clips or dataset.has_masks) or dataset.type == "huggingface":
             continue
         key, folder = dataset_path_key(index, "instance_data_dir"), dataset.instance_data_dir
         if folder is None:
@@ -170,7 +170,7 @@ def _framerate(config: TrainConfig, problems: list[Problem], notes: list[Note]) 
     asked = {
         dataset_path_key(index, "video.frame_rate"): dataset.video.frame_rate
         for index, dataset in enumerate(config.datasets)
-        if dataset.is_media and dataset.video.frame_rate is not None
+        if dataset.has_clips and dataset.video.frame_rate is not None
     }
     rates = sorted({rate for rate in asked.values() if rate is not None})
     if len(rates) > 1:
@@ -194,7 +194,7 @@ def _filled_datasets(config: TrainConfig) -> list[dict[str, Any]] | None:
     changed = False
     for dataset in config.datasets:
         entry = dataset.model_dump()
-        if dataset.is_media:
+        if dataset.has_clips:
             resolution, kind = config.resolution_of(dataset)
             if entry["resolution_type"] is None or (entry["resolution"] is None and resolution is not None):
                 entry["resolution_type"], entry["resolution"] = kind, resolution or entry["resolution"]

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tunerkit.families as families
+from tunerkit.cache.claims import Claims, divided
+from tunerkit.cache.decode_ahead import DecodeAhead, pixel_bytes
+from tunerkit.cache.encode import (
+    EncodingError,
+    LatentEncoder,
+    encode_texts,
+    load_where_it_fits,
+    mask_weights,
+)
 from tunerkit.cache.entries import Cache
-from tunerkit.cache.store import Store
+from tunerkit.cache.progress import Progress, ProgressBar
+from tunerkit.cache.store import CacheEntryError, Store
+from tunerkit.cache.write_behind import WriteBehind, cannot_write
 from tunerkit.config.prompts import validation_prompts
 from tunerkit.devices import free_memory, run_device
-from tunerkit.errors import TunerkitError
 from tunerkit.project import resolve
 
 if TYPE_CHECKING:
+    import torch
+
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.report import DatasetReport
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family, TextKind
 
-logger = logging.getLogger("tunerkit")
+__all__ = ["CacheFailure", "CacheResult", "Progress", "build_cache", "needed_texts"]
 
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, done, total) after every entry."""
+logger = logging.getLogger("tunerkit")
+Item = TypeVar("Item")
+
+POLL_SECONDS = 0.5
+"""Between looks at entries that other processes are making."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,10 @@ class CacheFailure:
 
 @dataclass
 class CacheResult:
-    """What `build_cache` did. `reused` entries were there already."""
+    """What `build_cache` did. `reused` entries were there already, or another process made them meanwhile.
+
+    `fallbacks` counts the clips that were encoded in less memory than configured, by how ("tiled", "cpu").
+    """
 
     texts_encoded: int = 0
     texts_reused: int = 0
@@ -47,6 +65,7 @@ class CacheResult:
     latents_reused: int = 0
     failures: list[CacheFailure] = field(default_factory=list)
     seconds: float = 0.0
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
@@ -54,6 +73,9 @@ class CacheResult:
             f"clips: {self.latents_encoded} encoded, {self.latents_reused} already cached, "
             f"{len(self.failures)} failed ({self.seconds:.1f} s)",
         ]
+        if self.fallbacks:
+            ways = ", ".join(f"{count} {how}" for how, count in sorted(self.fallbacks.items()))
+            lines.append(f"encoded otherwise than configured, because memory was short: {ways}")
         return "\n".join([*lines, *(f"  {failure.file}: {failure.reason}" for failure in self.failures)])
 
 
@@ -63,7 +85,11 @@ def build_cache(
     """Encode every caption, prompt and clip that is not cached yet; may be interrupted and called again.
 
     One component is in memory at a time: first the text encoder, then the VAE. Each entry is written as soon as it is
-    ready. A clip that cannot be encoded is reported and skipped.
+    ready. Clips of evaluation datasets are encoded too. A clip that cannot be encoded is reported and skipped; with
+    `delete_problematic_images`, one that cannot be decoded comes on the quarantine list. Several processes, on one
+    machine or several, may fill the same cache at the same time: they share the work.
+
+    Whether an entry is there is all that is asked here; a damaged one is found when it is read, and made anew then.
 
     Args:
         config: the run's settings.
@@ -72,20 +98,27 @@ def build_cache(
 
     Raises:
         ConfigError, DatasetError, ModelError: if nothing can be encoded at all.
+        TunerkitError: a cache folder cannot be written; what was written before is whole.
     """
     from tunerkit.data.inspect import inspect_dataset
 
     started = time.perf_counter()
     config = resolve(config)
     family = families.get(str(config.model_family))
-    samples = (report or inspect_dataset(config)).require_samples()
+    samples = [*(report or inspect_dataset(config)).require_samples()]
+    if config.eval_datasets:
+        samples += inspect_dataset(config, purpose="eval").require_samples()
     family.check_checkpoint(config)
     cache = Cache(config, family)
-    for store in (cache.text_store, *cache.latent_stores.values()):
+    stores = [cache.text_store, *cache.latent_stores.values()]
+    for store in stores:
         _prepare_store(store)
     result = CacheResult()
-    _encode_texts(config, family, cache, needed_texts(config, samples), result, progress)
-    _encode_clips(config, family, cache, samples, result, progress)
+    with Claims([store.folder for store in stores]) as claims:
+        filling = _Filling(config, family, cache, claims, result, progress)
+        filling.texts(needed_texts(config, samples))
+        filling.clips(samples)
+    filling.quarantine()
     result.seconds = time.perf_counter() - started
     return result
 
@@ -111,137 +144,240 @@ def _prepare_store(store: Store) -> None:
         store.folder.mkdir(parents=True, exist_ok=True)
         store.clear_leftovers()
     except OSError as error:
-        raise TunerkitError(
-            f"cache folder {store.folder} cannot be written ({error.strerror}). Fix: set cache_dir (or the dataset's "
-            "cache_dir / cache_dir_vae) to a folder you may write to"
-        ) from error
+        raise cannot_write(store.folder, error) from error
 
 
-def _encode_texts(
-    config: TrainConfig,
-    family: Family,
-    cache: Cache,
-    texts: Sequence[tuple[str, TextKind]],
-    result: CacheResult,
-    progress: Progress | bool,
-) -> None:
-    missing = [entry for entry in texts if not cache.has_text(*entry)]
-    result.texts_reused = len(texts) - len(missing)
-    if not missing:
-        return
-    encoder = family.load_text_encoder(config, run_device(config))
-    try:
-        with _Bar("captions", len(missing), progress) as bar:
-            for kind in ("positive", "negative"):
-                of_kind = [text for text, wanted in missing if wanted == kind]
-                for chunk in _chunks(of_kind, config.text_encoder_batch_size):
-                    for text, tensors in zip(chunk, family.encode_text(encoder, chunk, kind, config), strict=True):
-                        cache.put_text(text, kind, tensors)
-                        result.texts_encoded += 1
-                        bar.advance()
-    finally:
-        del encoder
-        free_memory()
+class _Filling:
+    """One call of `build_cache`: what its steps share."""
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        family: Family,
+        cache: Cache,
+        claims: Claims,
+        result: CacheResult,
+        progress: Progress | bool,
+    ) -> None:
+        self._config, self._family, self._cache, self._claims = config, family, cache, claims
+        self._result, self._progress = result, progress
+        self._batch_sizes = {dataset.id: dataset.vae_batch_size or config.vae_batch_size for dataset in config.datasets}
+        self._at_fault: list[CacheFailure] = []
 
-def _encode_clips(
-    config: TrainConfig,
-    family: Family,
-    cache: Cache,
-    samples: Sequence[Sample],
-    result: CacheResult,
-    progress: Progress | bool,
-) -> None:
-    # Two files with the same content share one entry of their dataset.
-    missing = {
-        (sample.dataset, cache.namer.latents(sample)): sample for sample in samples if not cache.has_latents(sample)
-    }
-    result.latents_reused = len(samples) - len(missing)
-    if not missing:
-        return
-    by_bucket: dict[str, list[Sample]] = {}
-    for sample in missing.values():
-        by_bucket.setdefault(sample.bucket, []).append(sample)
-    vae = family.load_vae(config, run_device(config))
-    try:
-        with _Bar("clips", len(missing), progress) as bar:
-            for bucket in by_bucket.values():
-                for chunk in _chunks(bucket, config.vae_batch_size):
-                    _encode_chunk(family, vae, cache, chunk, result)
-                    bar.advance(len(chunk))
-    finally:
-        del vae
-        free_memory()
+    # Captions --------------------------------------------------------------------------------------------------
 
-
-def _encode_chunk(family: Family, vae: Any, cache: Cache, chunk: Sequence[Sample], result: CacheResult) -> None:
-    """Decode and encode some clips of one bucket; what fails is recorded by file, the rest is written."""
-    import torch
-
-    from tunerkit.data.decode import decode
-
-    pixels, ready = [], []
-    for sample in chunk:
+    def texts(self, texts: Sequence[tuple[str, TextKind]]) -> None:
+        """Encode the texts that are missing; the text encoder is loaded only if there is one."""
+        cache, result = self._cache, self._result
+        missing = [entry for entry in texts if not cache.has_text(*entry)]
+        result.texts_reused = len(texts) - len(missing)
+        if not missing:
+            return
+        encoder: Any = None
         try:
-            frames = torch.from_numpy(decode(sample))
-        except Exception as error:  # one bad file, whatever the decoder makes of it, must not end the job
-            _fail(result, sample, str(error))
-            continue
-        pixels.append(frames.permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0))
-        ready.append(sample)
-    if not ready:
-        return
-    try:
-        latents = family.encode_latents(vae, torch.stack(pixels))
-    except torch.OutOfMemoryError:
-        free_memory()
-        for sample in ready:
-            _fail(
-                result,
-                sample,
-                "out of GPU memory while encoding; set vae_batch_size = 1 or vae_enable_tiling",
-            )
-        return
-    for sample, latent in zip(ready, latents, strict=True):
-        if not torch.isfinite(latent).all():
-            _fail(result, sample, "the VAE made NaN or infinite latents; set vae_dtype = fp32")
-            continue
-        cache.put_latents(sample, latent)
-        result.latents_encoded += 1
+            with ProgressBar("captions", len(missing), self._progress) as bar, WriteBehind() as writer:
+
+                def found(_: tuple[str, TextKind]) -> None:
+                    result.texts_reused += 1
+                    bar.advance()
+
+                batch: list[tuple[str, TextKind]] = []
+                source = divided(missing, self._claims, self._text_place, lambda e: cache.has_text(*e), found)
+                for entry in _until_done(source, writer):
+                    full = len(batch) >= self._config.text_encoder_batch_size
+                    if batch and (entry is None or full or batch[0][1] != entry[1]):
+                        encoder = self._load_text_encoder() if encoder is None else encoder
+                        self._encode_texts(encoder, batch, writer, bar)
+                        batch = []
+                    if entry is not None:
+                        batch.append(entry)
+        finally:
+            del encoder
+            free_memory()
+
+    def _load_text_encoder(self) -> Any:
+        def load(device: torch.device) -> Any:
+            return self._family.load_text_encoder(self._config, device)
+
+        return load_where_it_fits(load, run_device(self._config), "the text encoder")[0]
+
+    def _encode_texts(
+        self, encoder: Any, batch: Sequence[tuple[str, TextKind]], writer: WriteBehind, bar: ProgressBar
+    ) -> None:
+        kind = batch[0][1]
+        texts = [text for text, _ in batch]
+        encoded = encode_texts(encoder, self._family, self._config, texts, kind)
+        for text, tensors in zip(texts, encoded, strict=True):
+
+            def write(text: str = text, tensors: dict[str, torch.Tensor] = tensors) -> None:
+                self._cache.put_text(text, kind, tensors)
+                self._claims.release(*self._text_place((text, kind)))
+
+            def outcome(error: Exception | None) -> None:
+                if error is not None:
+                    raise error
+                self._result.texts_encoded += 1
+                bar.advance()
+
+            writer.put(self._cache.text_store.folder, write, outcome)
+
+    def _text_place(self, entry: tuple[str, TextKind]) -> tuple[Path, str]:
+        return self._cache.text_store.folder, self._cache.namer.text(*entry)
+
+    # Clips -----------------------------------------------------------------------------------------------------
+
+    def clips(self, samples: Sequence[Sample]) -> None:
+        """Encode the clips that are missing; the VAE is loaded only if there is one."""
+        cache, result = self._cache, self._result
+        self._masks([sample for sample in samples if sample.mask and cache.has_latents(sample)])
+        # Two files with the same content share one entry of their dataset.
+        missing = {self._clip_place(sample): sample for sample in cache.without_latents(samples)}
+        result.latents_reused = len(samples) - len(missing)
+        if not missing:
+            return
+        # Small ones first: where memory gets short, all that follow are at least as large.
+        ordered = sorted(missing.values(), key=lambda sample: (pixel_bytes(sample), sample.bucket, sample.dataset))
+        encoder = LatentEncoder(self._config, self._family)
+        try:
+            with ProgressBar("clips", len(missing), self._progress) as bar, WriteBehind() as writer:
+
+                def found(_: Sample) -> None:
+                    result.latents_reused += 1
+                    bar.advance()
+
+                source = divided(ordered, self._claims, self._clip_place, cache.has_latents, found)
+                with DecodeAhead(source, max(self._batch_sizes.values())) as decoded:
+                    self._encode(encoder, decoded, writer, bar)
+        finally:
+            encoder.close()
+
+    def _encode(self, encoder: LatentEncoder, decoded: DecodeAhead, writer: WriteBehind, bar: ProgressBar) -> None:
+        batch: list[tuple[Sample, torch.Tensor]] = []
+        for item in _until_done(iter(decoded), writer):
+            sample, pixels = item or (None, None)
+            if sample is not None and isinstance(pixels, Exception):
+                self._fail(sample, _reason(pixels), at_fault=not isinstance(pixels, MemoryError))
+                bar.advance()
+                continue
+            if batch and (sample is None or not _same_batch(batch[0][0], sample)):
+                self._encode_batch(encoder, batch, writer, bar)
+                batch = []
+            if sample is not None and not isinstance(pixels, Exception | None):
+                batch.append((sample, pixels))
+                if len(batch) >= self._batch_sizes[sample.dataset]:
+                    self._encode_batch(encoder, batch, writer, bar)
+                    batch = []
+
+    def _encode_batch(
+        self,
+        encoder: LatentEncoder,
+        batch: Sequence[tuple[Sample, torch.Tensor]],
+        writer: WriteBehind,
+        bar: ProgressBar,
+    ) -> None:
+        """Encode clips of one bucket and hand them to the writer; what fails is recorded by file."""
+        for (sample, _), encoded in zip(batch, encoder.encode([pixels for _, pixels in batch]), strict=True):
+            if isinstance(encoded, EncodingError):
+                self._fail(sample, str(encoded), at_fault=encoded.clip_at_fault)
+                bar.advance()
+            else:
+                self._write(sample, *encoded, writer, bar)
+
+    def _write(
+        self, sample: Sample, latents: torch.Tensor, fallback: str, writer: WriteBehind, bar: ProgressBar
+    ) -> None:
+        def write() -> None:
+            self._cache.put_latents(sample, latents, fallback=fallback)
+            self._claims.release(*self._clip_place(sample))
+            self._write_mask(sample, latents.shape)
+
+        def outcome(error: Exception | None) -> None:
+            bar.advance()
+            if error is not None:
+                self._fail(sample, str(error), at_fault=False)
+                return
+            self._result.latents_encoded += 1
+            if fallback:
+                self._result.fallbacks[fallback] = self._result.fallbacks.get(fallback, 0) + 1
+
+        writer.put(self._cache.latent_stores[sample.dataset].folder, write, outcome)
+
+    def _clip_place(self, sample: Sample) -> tuple[Path, str]:
+        return self._cache.latent_stores[sample.dataset].folder, self._cache.namer.latents(sample)
+
+    # Masks -----------------------------------------------------------------------------------------------------
+
+    def _masks(self, samples: Iterable[Sample]) -> None:
+        """Masks of clips that are cached already, but without them."""
+        for sample in samples:
+            if self._cache.has_mask(sample):
+                continue
+            try:
+                self._write_mask(sample, self._cache.latents(sample).shape)
+            except CacheEntryError:
+                continue  # damaged and removed now: the clip is encoded again, with its mask
+            except OSError as error:
+                raise cannot_write(self._cache.latent_stores[sample.dataset].folder, error) from error
+            except Exception as error:  # one bad mask must not end the job
+                self._fail(sample, str(error), at_fault=False)
+
+    def _write_mask(self, sample: Sample, latents_shape: Sequence[int]) -> None:
+        if sample.mask is not None and not self._cache.has_mask(sample):
+            self._cache.put_mask(sample, mask_weights(self._family, sample, latents_shape))
+
+    # Failures --------------------------------------------------------------------------------------------------
+
+    def _fail(self, sample: Sample, reason: str, *, at_fault: bool) -> None:
+        """Record a clip that is left out, once per file; `at_fault`: no setting would help."""
+        self._claims.release(*self._clip_place(sample))
+        failure = CacheFailure(sample.file, reason)
+        if sample.file in {known.file for known in self._result.failures}:
+            return
+        logger.warning("%s is left out: %s", sample.file, reason)
+        self._result.failures.append(failure)
+        if at_fault:
+            self._at_fault.append(failure)
+
+    def quarantine(self) -> None:
+        """Put clips that cannot be decoded on the quarantine list, if that is wanted; the list deletes them if told to.
+
+        Clips that failed for want of memory, for their mask or for a setting are not: they would stay out for ever.
+        """
+        if not self._config.delete_problematic_images or not self._at_fault:
+            return
+        from tunerkit.data.quarantine import Quarantine
+
+        listed = Quarantine.of(self._config)
+        try:
+            for failure in self._at_fault:
+                listed.add(failure.file, failure.reason)
+        except OSError as error:
+            raise cannot_write(self._config.cache_path, error) from error
 
 
-def _fail(result: CacheResult, sample: Sample, reason: str) -> None:
-    logger.warning("%s is left out: %s", sample.file, reason)
-    result.failures.append(CacheFailure(sample.file, reason))
+def _reason(error: Exception) -> str:
+    """What is wrong, without the file's name where the error repeats it."""
+    from tunerkit.data.media import UnreadableMedia
+
+    return f"{error.reason}. Fix: {error.fix}" if isinstance(error, UnreadableMedia) else str(error)
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), max(1, size)):
-        yield items[start : start + max(1, size)]
+def _same_batch(one: Sample, other: Sample) -> bool:
+    return (one.dataset, one.bucket) == (other.dataset, other.bucket)
 
 
-class _Bar:
-    """A tqdm bar with ETA, a callable, or nothing."""
+def _until_done(source: Iterator[Item | None], writer: WriteBehind) -> Iterator[Item | None]:
+    """The items of `source`; None, and None at the end, tells the caller to finish what it has collected.
 
-    def __init__(self, phase: str, total: int, progress: Progress | bool) -> None:
-        self._phase, self._total, self._done = phase, total, 0
-        self._callback = progress if callable(progress) else None
-        self._bar = None
-        if progress is True:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, desc=f"encoding {phase}", unit="", dynamic_ncols=True)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def advance(self, count: int = 1) -> None:
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        if self._callback is not None:
-            self._callback(self._phase, self._done, self._total)
+    While all that is left is being made by other processes, it is waited for, as long as they live.
+    """
+    told = False
+    for item in source:
+        yield item
+        if item is None:
+            writer.settle(0)
+            if not told:
+                logger.info("the rest is being encoded by other processes; waiting for them")
+            told = True
+            time.sleep(POLL_SECONDS)
+    yield None

@@ -1,7 +1,8 @@
-"""The cache as a run sees it: latents of a sample, tensors of a text."""
+"""The cache as a run sees it: latents and mask of a sample, tensors of a text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,34 +16,97 @@ if TYPE_CHECKING:
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family, TextKind
 
+FALLBACKS = ("tiled", "chunked", "cpu")
+"""Ways of encoding a clip when memory is short, in the order they are tried; part of the entry's name."""
+
 
 class Cache:
-    """Entries of one run. Text lies in `config.text_cache_dir`, latents in each dataset's own folder."""
+    """Entries of one run. Text lies in `config.text_cache_dir`, latents and masks in each dataset's own folder.
+
+    Attributes:
+        text_store: the store of the texts.
+        latent_stores: dataset id -> store, of every dataset that is trained or evaluated on.
+    """
 
     def __init__(self, config: TrainConfig, family: Family) -> None:
         self.namer = EntryNamer(config, family)
-        self.text_store = Store(config.text_cache_dir)
+        compress = config.compress_disk_cache
+        self.text_store = Store(config.text_cache_dir, compress=compress)
         self.latent_stores = {
-            dataset.id: Store(Path(config.vae_cache_dir(dataset))) for dataset in config.media_datasets
+            dataset.id: Store(Path(config.vae_cache_dir(dataset)), compress=compress)
+            for dataset in (*config.media_datasets, *config.eval_datasets)
         }
 
-    def has_latents(self, sample: Sample) -> bool:
-        return self.namer.latents(sample) in self.latent_stores[sample.dataset]
+    # Latents ---------------------------------------------------------------------------------------------------
 
-    def has_text(self, text: str, kind: TextKind) -> bool:
-        return self.namer.text(text, kind) in self.text_store
+    def has_latents(self, sample: Sample) -> bool:
+        """Whether the latents are there by now, made as configured or with a fallback."""
+        return self._latents_name(sample) is not None
+
+    def without_latents(self, samples: Iterable[Sample]) -> list[Sample]:
+        """The samples whose latents are not cached, from one listing of the folders: for planning, where asking the
+        disk about each of a hundred thousand samples would take minutes on a network."""
+        for store in self.latent_stores.values():
+            store.refresh()
+        return [
+            sample
+            for sample in samples
+            if not any(self.latent_stores[sample.dataset].listed(name) for name in self._latents_names(sample))
+        ]
 
     def latents(self, sample: Sample) -> torch.Tensor:
         """Clean normalised latents, float32 `[C, T, H, W]`. Raises CacheEntryError."""
-        return self.latent_stores[sample.dataset].get(self.namer.latents(sample))["latents"]
+        name = self._latents_name(sample) or self.namer.latents(sample)
+        return self.latent_stores[sample.dataset].get(name)["latents"]
+
+    def put_latents(self, sample: Sample, latents: torch.Tensor, fallback: str = "") -> None:
+        """Write the latents of a sample; `fallback` says how memory was saved, see `FALLBACKS`.
+
+        Raises:
+            NonFiniteEntryError: there are NaN or infinite values.
+            OSError: the folder cannot be written or the disk is full.
+        """
+        facts = {"file": sample.file.name, "bucket": sample.bucket, "frames": sample.frame_indices}
+        if fallback:
+            facts["fallback"] = fallback
+        self.latent_stores[sample.dataset].put(self.namer.latents(sample, fallback), {"latents": latents}, facts)
+
+    def _latents_names(self, sample: Sample) -> Iterator[str]:
+        """The names that latents of a sample can have, the configured one first."""
+        yield self.namer.latents(sample)
+        for fallback in FALLBACKS:
+            yield self.namer.latents(sample, fallback)
+
+    def _latents_name(self, sample: Sample) -> str | None:
+        store = self.latent_stores[sample.dataset]
+        return next((name for name in self._latents_names(sample) if name in store), None)
+
+    # Masks -----------------------------------------------------------------------------------------------------
+
+    def has_mask(self, sample: Sample) -> bool:
+        """Whether the weights of the sample's mask are there. The sample must have a mask (ValueError)."""
+        return self.namer.mask(sample) in self.latent_stores[sample.dataset]
+
+    def mask(self, sample: Sample) -> torch.Tensor:
+        """Weights in [0, 1] on the latent grid, float32 `[1, t, h, w]`. Raises CacheEntryError."""
+        return self.latent_stores[sample.dataset].get(self.namer.mask(sample))["weights"]
+
+    def put_mask(self, sample: Sample, weights: torch.Tensor) -> None:
+        """Write the weights of the sample's mask, `[1, t, h, w]`."""
+        name = self.namer.mask(sample)
+        facts = {"mask": sample.mask.file.name if sample.mask else "", "bucket": sample.bucket}
+        self.latent_stores[sample.dataset].put(name, {"weights": weights.float()}, facts)
+
+    # Text ------------------------------------------------------------------------------------------------------
+
+    def has_text(self, text: str, kind: TextKind) -> bool:
+        """Whether the tensors of a text are there by now."""
+        return self.namer.text(text, kind) in self.text_store
 
     def text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
         """The family's text tensors, without a batch dimension. Raises CacheEntryError."""
         return self.text_store.get(self.namer.text(text, kind))
 
-    def put_latents(self, sample: Sample, latents: torch.Tensor) -> None:
-        facts = {"file": sample.file.name, "bucket": sample.bucket, "frames": sample.frame_indices}
-        self.latent_stores[sample.dataset].put(self.namer.latents(sample), {"latents": latents}, facts)
-
     def put_text(self, text: str, kind: TextKind, tensors: dict[str, torch.Tensor]) -> None:
+        """Write the tensors of a text; raises as `put_latents`."""
         self.text_store.put(self.namer.text(text, kind), tensors, {"text": text, "as": kind})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tunerkit.data.decode import DECODE_RECIPE
@@ -14,11 +15,8 @@ if TYPE_CHECKING:
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family, TextKind
 
-
-def entry_name(facts: Mapping[str, Any]) -> str:
-    """SHA-256 of the facts as canonical JSON, hexadecimal."""
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+MASK_RECIPE = 1
+"""Version of the weights: it changes when the same mask would be reduced to other weights."""
 
 
 class EntryNamer:
@@ -26,8 +24,12 @@ class EntryNamer:
 
     A latent is shaped by the source file's content, the frames, size and crop taken from it, the VAE's weights and
     the family's recipe (precision, tiling, normalisation); a text entry by the text, whether it is a positive or a
-    negative, the encoder's weights and the family's recipe. Folder names and dates are not part of a name: a cache
-    can be moved and shared.
+    negative, the encoder's weights and the family's recipe. A mask's weights are shaped by the mask instead of the
+    clip, and by the VAE through its latent grid.
+
+    Folder names, file names and dates are not part of a name. A file's time of change says nothing about its
+    pixels: copying, downloading or checking out a dataset sets it anew, and the whole cache would be lost. What a
+    change of content changes is the digest of the file's size and content, and that is in the name.
     """
 
     def __init__(self, config: TrainConfig, family: Family) -> None:
@@ -35,34 +37,65 @@ class EntryNamer:
 
         model = str(config.pretrained_model_name_or_path)
         vae = str(config.pretrained_vae_model_name_or_path or model)
-        vae_revision = config.revision if vae == model else None
-        self._vae_facts = {
-            "kind": "latents",
-            "family": family.name,
-            "weights": component_identity(vae, family.subfolders["vae"], vae_revision),
-            "recipe": family.vae_recipe(config),
-        }
-        self._text_facts = {
-            "kind": "text",
-            "family": family.name,
-            "weights": component_identity(model, family.subfolders["text"], config.revision),
-            "recipe": family.text_recipe(config),
-        }
-
-    def latents(self, sample: Sample) -> str:
-        """Name of the entry that holds the latents of `sample`."""
-        return entry_name(
-            {
-                **self._vae_facts,
-                "decoder": DECODE_RECIPE,
-                "source": [sample.source.digest, sample.source.rotation],
-                "frames": sample.frame_indices,
-                "resized": sample.resized,
-                "crop": sample.crop,
-                "size": sample.size,
-            }
+        vae_weights = component_identity(vae, family.subfolders["vae"], config.revision if vae == model else None)
+        pixels = {"family": family.name, "decoder": DECODE_RECIPE, "weights": vae_weights}
+        text_weights = component_identity(model, family.subfolders["text"], config.revision)
+        self._latents = _started({**pixels, "kind": "latents", "recipe": family.vae_recipe(config)})
+        self._masks = _started(
+            {**pixels, "kind": "mask", "recipe": MASK_RECIPE, "temporal_compression": family.temporal_compression}
         )
+        self._texts = _started(
+            {"kind": "text", "family": family.name, "weights": text_weights, "recipe": family.text_recipe(config)}
+        )
+
+    def latents(self, sample: Sample, fallback: str = "") -> str:
+        """Name of the entry that holds the latents of `sample`.
+
+        Args:
+            sample: what is taken of a file.
+            fallback: how memory was saved to encode it at all (`"tiled"`, `"chunked"`, `"cpu"`); empty = as configured.
+        """
+        source = sample.source
+        name = self._latents.copy()
+        name.update(f"{source.digest} {sample.kind} {source.rotation}{_geometry(sample)}".encode())
+        if fallback:
+            name.update(f" {fallback}".encode())
+        return name.hexdigest()
+
+    def mask(self, sample: Sample) -> str:
+        """Name of the entry that holds the weights of the mask of `sample`.
+
+        Raises:
+            ValueError: the sample has no mask.
+        """
+        mask = sample.mask
+        if mask is None:
+            raise ValueError(f"{sample.name} has no mask")
+        name = self._masks.copy()
+        name.update(f"{mask.digest} {mask.kind}{_geometry(sample)}".encode())
+        return name.hexdigest()
 
     def text(self, text: str, kind: TextKind) -> str:
         """Name of the entry that holds the text tensors of `text`."""
-        return entry_name({**self._text_facts, "text": text, "as": kind})
+        name = self._texts.copy()
+        name.update(json.dumps([kind, text]).encode())  # escaped: a broken file name can bring half a character
+        return name.hexdigest()
+
+
+def _started(facts: Mapping[str, Any]) -> hashlib._Hash:
+    """SHA-256 of the facts that all names of a kind share, as canonical JSON; to be copied and continued."""
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(f"{text}\n".encode())
+
+
+def _geometry(sample: Sample) -> str:
+    """Frames, scaled size, crop box; numbers between separators, so that no two samples share a text."""
+    (resized_width, resized_height), (width, height), (x, y) = sample.resized, sample.size, sample.crop
+    frames = _numbers(sample.frame_indices)
+    return f" {resized_width}x{resized_height} {width}x{height} {x},{y} {frames}"
+
+
+@lru_cache(maxsize=1024)
+def _numbers(indices: tuple[int, ...]) -> str:
+    """The frame numbers as text; most samples of a dataset share theirs."""
+    return ",".join(map(str, indices))

@@ -24,6 +24,8 @@ DatasetType = Literal[
 ]
 MEDIA_TYPES: tuple[DatasetType, ...] = ("video", "image")
 """Types whose files are trained on."""
+CLIP_TYPES: tuple[DatasetType, ...] = (*MEDIA_TYPES, "eval")
+"""Types whose files are decided about, captioned and encoded."""
 
 
 class VideoSettings(Settings):
@@ -44,7 +46,14 @@ class VideoSettings(Settings):
         None, "With resolution_frames: frame counts are lowered to k * interval + 1.", ge=1
     )
     is_i2v: bool = _setting(False, "Train image to video: the first frame is given clean.")
-    frame_sampling: Literal["head"] = _setting("head", "Which frames are taken: head = the first ones.")
+    frame_sampling: Literal["head", "middle", "uniform", "random"] = _setting(
+        "head",
+        "Which frames of a longer clip are taken: the first ones, the middle, num_windows evenly spread windows that "
+        "are all visited, or one of them drawn at each visit.",
+    )
+    num_windows: int = _setting(
+        4, "With frame_sampling uniform or random: windows taken of a clip, fewer where it is short.", ge=1, le=64
+    )
 
 
 class AudioSettings(Settings):
@@ -67,7 +76,13 @@ class DatasetConfig(Settings):
     id: str = _setting(
         ..., "Unique name of the dataset; part of cache folder names.", pattern=r"^[^/\\\x00-\x1f]+$", max_length=120
     )
-    type: Literal["local"] = _setting("local", "Where the files lie.")
+    type: Literal["local", "huggingface"] = _setting(
+        "local", "Where the files lie: in instance_data_dir, or in a datasets repository that is downloaded first."
+    )
+    dataset_name: str | None = _setting(
+        None, "With huggingface: the repository, as owner/name on the hub or a folder of this machine."
+    )
+    revision: str | None = _setting(None, "With huggingface: branch, tag or commit of the repository.")
     dataset_type: DatasetType = _setting("video", "What the files are.")
     disabled: bool = _setting(False, "Leave this dataset out.")
     default: bool = _setting(False, "For text_embeds: the entry that is used.")
@@ -134,3 +149,20 @@ class DatasetConfig(Settings):
     def is_media(self) -> bool:
         """Whether files of this dataset are trained on."""
         return not self.disabled and self.dataset_type in MEDIA_TYPES
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether files of this dataset are encoded, for training or evaluation."""
+        return not self.disabled and self.dataset_type in CLIP_TYPES
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether files of this dataset say which parts of other clips are learned."""
+        mask = self.conditioning_type in (None, "mask")
+        return not self.disabled and self.dataset_type == "conditioning" and mask
+
+    @property
+    def conditioning_ids(self) -> tuple[str, ...]:
+        """Ids of the conditioning datasets of this one."""
+        given = self.conditioning_data or ()
+        return (given,) if isinstance(given, str) else tuple(given)

@@ -33,7 +33,7 @@ _DENSITY = "timesteps follow the family's official density"
 _LOSS = "the loss is the family's official one"
 _RECOMPUTE = "every block is recomputed, with torch's own checkpointing"
 _TIMING = "the dataset is used in every epoch"
-_CONDITIONING = "conditioning datasets are not read"
+_CONDITIONING = "nothing is made from other datasets; masks are read from a dataset of their own"
 
 INACTIVE: dict[str, str] = {
     # adapter
@@ -97,7 +97,6 @@ INACTIVE: dict[str, str] = {
     "noise_offset": _LOSS,
     "input_perturbation": _LOSS,
     "audio_loss_weight": "sound is not trained",
-    "masked_loss_probability": "masks are not read",
     "flow_sigmoid_scale": _DENSITY,
     "flow_use_uniform_schedule": _DENSITY,
     "flow_use_beta_schedule": _DENSITY,
@@ -160,8 +159,6 @@ INACTIVE: dict[str, str] = {
     "vae_cache_scan_behaviour": _CACHE,
     "text_cache_ondemand": _CACHE,
     "text_cache_disable": _CACHE,
-    "data_backend_sampling": "every clip is visited repeats + 1 times an epoch",
-    "allow_dataset_oversubscription": "a bucket smaller than a batch gives a smaller batch",
     # validation
     "validation_prompt_library": "use user_prompt_library for a list of prompts",
     "validation_guidance_rescale": "guidance is not rescaled",
@@ -206,19 +203,14 @@ INACTIVE: dict[str, str] = {
 DATASET_INACTIVE: dict[str, str] = {
     "caption_shuffle": "captions are used as written",
     "caption_filter_list": "captions are used as written",
-    "max_num_samples": "all clips are used",
-    "probability": "every clip is visited repeats + 1 times an epoch",
     "start_epoch": _TIMING,
     "start_step": _TIMING,
     "end_epoch": _TIMING,
     "end_step": _TIMING,
-    "train_batch_size": "train_batch_size of the run counts",
-    "vae_batch_size": "vae_batch_size of the run counts",
     "text_encoder_batch_size": "text_encoder_batch_size of the run counts",
     "is_regularisation_data": "the clips are trained like all others",
     "disable_validation": "datasets play no part in validation",
     "timestep_sampling_offset": _DENSITY,
-    "conditioning_data": _CONDITIONING,
     "conditioning": _CONDITIONING,
     "source_dataset_id": _CONDITIONING,
     "s2v_datasets": "sound is not trained",
@@ -233,9 +225,7 @@ DATASET_INACTIVE: dict[str, str] = {
 INACTIVE_TYPES: dict[str, str] = {
     "image_embeds": "image embeddings are not used",
     "audio": "sound is not trained",
-    "conditioning": _CONDITIONING,
-    "conditioning_image_embeds": _CONDITIONING,
-    "eval": _EVALUATION,
+    "conditioning_image_embeds": "image embeddings are not used",
     "distillation_cache": "no teacher is trained from",
 }
 """`dataset_type` -> what happens instead."""

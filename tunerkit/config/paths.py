@@ -122,6 +122,9 @@ def _place_dataset(entry: MutableMapping[str, Any], folders: Folders, placed: Pl
     for key in DATASET_OUTPUT_FOLDERS:
         if _is_path(entry.get(key)):
             entry[key] = folders.place(entry[key])
+    name = entry.get("dataset_name")
+    if _is_path(name) and (found := folders.find(name)) is not None:  # a repository that lies on this machine
+        entry["dataset_name"] = str(found)
     given = entry.get("instance_data_dir")
     if not _is_path(given):
         return

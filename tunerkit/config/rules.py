@@ -34,11 +34,15 @@ def problems_between(config: TrainConfig) -> list[Problem]:
         *_validation(config),
         *refused_problems(config),
         *_entries(config),
+        *_probabilities(config),
         *_cache_folders(config),
     ]
     for index, dataset in enumerate(config.datasets):
-        if dataset.is_media:
-            place = entry_key("datasets", index)
+        place = entry_key("datasets", index)
+        if not dataset.disabled:
+            problems += _repository(dataset, place)
+        if dataset.has_clips:
+            problems += _conditioning(config, dataset, place)
             problems += _captions(dataset, place)
             problems += _frames(dataset, place)
             problems += _sizes(config, dataset, place)
@@ -49,12 +53,23 @@ def advice(config: TrainConfig) -> Iterator[Note]:
     """Notes about legal settings that do less than they seem to."""
     if config.lr_scheduler == "constant" and config.lr_warmup_steps:
         yield Note("lr_warmup_steps", "lr_scheduler = constant has no warmup; constant_with_warmup has one")
+    if config.delete_quarantined_files and not config.delete_problematic_images:
+        yield Note("delete_quarantined_files", "has no effect without delete_problematic_images, which keeps the list")
     for index, dataset in enumerate(config.datasets):
-        if dataset.is_media and dataset.target_downsample_size and not dataset.maximum_image_size:
-            yield Note(
-                f"{entry_key('datasets', index)}.target_downsample_size",
-                "has no effect without maximum_image_size, which says from which size on clips are scaled down",
-            )
+        if dataset.has_clips:
+            yield from _idle_settings(dataset, entry_key("datasets", index))
+
+
+def _idle_settings(dataset: DatasetConfig, place: str) -> Iterator[Note]:
+    if dataset.target_downsample_size and not dataset.maximum_image_size:
+        yield Note(
+            f"{place}.target_downsample_size",
+            "has no effect without maximum_image_size, which says from which size on clips are scaled down",
+        )
+    if dataset.crop_aspect_buckets and dataset.crop_aspect not in ("closest", "random"):
+        yield Note(f"{place}.crop_aspect_buckets", "has no effect without crop_aspect = closest or random")
+    if dataset.dataset_type == "eval" and dataset.repeats:
+        yield Note(f"{place}.repeats", "has no effect: an evaluation looks at each clip once")
 
 
 def _length(config: TrainConfig) -> Iterator[Problem]:
@@ -151,6 +166,63 @@ def _cache_folders(config: TrainConfig) -> Iterator[Problem]:
                 "give every dataset a cache folder of its own",
             )
         owners.setdefault(folder, dataset_path_key(index, key))
+
+
+def _probabilities(config: TrainConfig) -> Iterator[Problem]:
+    trained = [(index, dataset) for index, dataset in enumerate(config.datasets) if dataset.is_media]
+    if trained and not any(dataset.probability for _, dataset in trained):
+        yield Problem(
+            dataset_path_key(trained[0][0], "probability"),
+            0.0,
+            "leaves nothing to train on: no dataset has a probability above 0",
+            "set it to 1, or remove it",
+        )
+
+
+def _repository(dataset: DatasetConfig, place: str) -> Iterator[Problem]:
+    """A dataset on the hub needs its name; a local one has none."""
+    if dataset.type == "huggingface" and not dataset.dataset_name:
+        yield Problem(
+            f"{place}.dataset_name",
+            None,
+            "is not set, and type = huggingface asks for it",
+            "write owner/name of the datasets repository, for example sayakpaul/video-dataset-disney-organized",
+        )
+    if dataset.type == "local" and dataset.dataset_name:
+        yield Problem(
+            f"{place}.dataset_name",
+            dataset.dataset_name,
+            "is set, and type = local reads instance_data_dir only",
+            "set type to huggingface, or remove dataset_name",
+        )
+
+
+def _conditioning(config: TrainConfig, dataset: DatasetConfig, place: str) -> Iterator[Problem]:
+    """The ids of `conditioning_data` must be those of mask datasets."""
+    known = {other.id: other for other in config.datasets}
+    masks = [other.id for other in config.datasets if other.has_masks]
+    fix = (
+        choice_fix("", masks, "Mask datasets")
+        if masks
+        else (
+            "add a dataset with dataset_type = conditioning and conditioning_type = mask, or remove conditioning_data"
+        )
+    )
+    for name in dataset.conditioning_ids:
+        other = known.get(name)
+        if other is None:
+            message = f"{name} is the id of no dataset"
+        elif other.disabled:
+            message = f"{name} is disabled, so the clips would be trained without their masks"
+        elif other.dataset_type != "conditioning":
+            message = f"{name} is a dataset of type {other.dataset_type}, not conditioning"
+        elif other.conditioning_type not in (None, "mask"):
+            message = (
+                f"{name} has conditioning_type = {other.conditioning_type}; clips can be conditioned by masks only"
+            )
+        else:
+            continue
+        yield Problem(f"{place}.conditioning_data", name, message, fix)
 
 
 def _captions(dataset: DatasetConfig, place: str) -> Iterator[Problem]:

@@ -113,6 +113,11 @@ class TrainConfig(
         return [dataset for dataset in self.datasets if dataset.is_media]
 
     @property
+    def eval_datasets(self) -> list[DatasetConfig]:
+        """The enabled datasets that are only evaluated on."""
+        return [dataset for dataset in self.datasets if dataset.has_clips and not dataset.is_media]
+
+    @property
     def output_path(self) -> Path:
         """The absolute output folder.
 

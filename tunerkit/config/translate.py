@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
-from tunerkit.config.dataset_document import MEDIA_TYPES
+from tunerkit.config.dataset_document import CLIP_TYPES
 from tunerkit.config.fields import Kind, converted
 from tunerkit.config.names import INHERITED, OPTIMIZER_ALIASES, VALUE_ALIASES
 from tunerkit.config.problems import entry_key
@@ -48,7 +48,7 @@ def translate_datasets(values: Values, datasets: list[Any]) -> list[Note]:
     media = [
         (entry_key("datasets", index), entry)
         for index, entry in enumerate(datasets)
-        if isinstance(entry, MutableMapping) and entry.get("dataset_type", "video") in MEDIA_TYPES
+        if isinstance(entry, MutableMapping) and entry.get("dataset_type", "video") in CLIP_TYPES
     ]
     for key in INHERITED:
         if key in values:
@@ -182,21 +182,18 @@ def _size(part: Any) -> str | None:
     return f"{edge}x{edge}"
 
 
-def _never_deleted(key: str) -> Callable[[Values], Iterator[Note]]:
-    def change(values: Values) -> Iterator[Note]:
-        if _flag(values[key]):
-            yield Note(key, "a file that cannot be used is listed with its reason and skipped; it is never deleted")
-
-    return change
-
-
-def _compression(values: Values) -> Iterator[Note]:
-    if _flag(values["compress_disk_cache"]):
+def _quarantine(values: Values) -> Iterator[Note]:
+    if _flag(values["delete_problematic_images"]) and not _flag(values.get("delete_quarantined_files")):
         yield Note(
-            "compress_disk_cache",
-            "accepted; cache files are plain safetensors: bf16 latents hardly shrink, and nothing has to be "
-            "decompressed when a batch is read",
+            "delete_problematic_images",
+            "a file that cannot be encoded comes on a quarantine list and is left out from then on; the file itself is "
+            "deleted only with delete_quarantined_files",
         )
+
+
+def _unwanted(values: Values) -> Iterator[Note]:
+    if _flag(values["delete_unwanted_images"]):
+        yield Note("delete_unwanted_images", "a file that is not used is listed with its reason; it is never deleted")
 
 
 def _write_batches(values: Values) -> Iterator[Note]:
@@ -206,9 +203,8 @@ def _write_batches(values: Values) -> Iterator[Note]:
 
 _CHANGES: dict[str, Callable[[Values], Iterator[Note]]] = {
     "base_model_precision": _base_precision,
-    "compress_disk_cache": _compression,
-    "delete_problematic_images": _never_deleted("delete_problematic_images"),
-    "delete_unwanted_images": _never_deleted("delete_unwanted_images"),
+    "delete_problematic_images": _quarantine,
+    "delete_unwanted_images": _unwanted,
     "max_train_steps": _lengths("max_train_steps"),
     "num_train_epochs": _lengths("num_train_epochs"),
     "optimizer": _optimizer,

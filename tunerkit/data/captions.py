@@ -10,6 +10,11 @@ from tunerkit.errors import DatasetError
 
 CaptionStrategy = Literal["textfile", "filename", "instanceprompt"]
 
+MISSING, EMPTY, UNREADABLE = "no caption", "empty caption", "caption unreadable"
+NOT_UTF8, NO_TEXT = "caption is not UTF-8", "caption is no text"
+CAUSES = (MISSING, EMPTY, UNREADABLE, NOT_UTF8, NO_TEXT)
+"""Why a clip has no caption, in a few words."""
+
 
 @dataclass(frozen=True)
 class CaptionRules:
@@ -29,6 +34,11 @@ class CaptionRules:
         """Whether the caption is the instance prompt and nothing else."""
         return self.caption_strategy == "instanceprompt" or self.only_instance_prompt
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions come from text files."""
+        return self.caption_strategy == "textfile" and not self.prompt_only
+
 
 class CaptionError(DatasetError):
     """A clip has no usable caption.
@@ -44,12 +54,15 @@ class CaptionError(DatasetError):
         super().__init__(f"{reason}. Fix: {fix}")
 
 
-def read_captions(media: Path, rules: CaptionRules) -> tuple[str, ...]:
+def read_captions(media: Path, rules: CaptionRules, text: str | None = None) -> tuple[str, ...]:
     """The captions of a media file, at least one.
 
     `textfile`: `<name without extension>.txt` beside it, UTF-8 with or without a byte order mark, any line
     ends; each line that is not blank is a caption of its own unless `disable_multiline_split`. `filename`:
     the name without its extension, `_` as spaces. `instanceprompt`: the `instance_prompt`.
+
+    Args:
+        text: what `read_text` gives for the text file, where it is known already.
 
     Raises:
         CaptionError: the text file is missing, unreadable, empty or no UTF-8 text, or the name holds no
@@ -58,7 +71,7 @@ def read_captions(media: Path, rules: CaptionRules) -> tuple[str, ...]:
     prompt = (rules.instance_prompt or "").strip()
     if rules.prompt_only:
         return (prompt,)
-    captions = _from_name(media) if rules.caption_strategy == "filename" else _from_text_file(media, rules)
+    captions = _from_text(media, rules, text) if rules.reads_text else _from_name(media)
     return tuple(f"{prompt} {caption}" for caption in captions) if rules.prepend_instance_prompt else captions
 
 
@@ -68,43 +81,45 @@ def _from_name(media: Path) -> tuple[str, ...]:
         raise CaptionError(
             f"the name {media.name} holds no words to use as a caption",
             "name the file by what it shows, or set caption_strategy to textfile",
-            "no caption",
+            MISSING,
         )
     return (words,)
 
 
-def _from_text_file(media: Path, rules: CaptionRules) -> tuple[str, ...]:
-    file = media.with_suffix(".txt")
-    text = _read_text(file).replace("\r\n", "\n").replace("\r", "\n")
-    lines = [text.strip()] if rules.disable_multiline_split else [line.strip() for line in text.split("\n")]
-    captions = tuple(line for line in lines if line)
+def _from_text(media: Path, rules: CaptionRules, text: str | None) -> tuple[str, ...]:
+    if text is None:
+        text = read_text(media.with_suffix(".txt"))
+    lines = [text] if rules.disable_multiline_split else text.split("\n")
+    captions = tuple(stripped for line in lines if (stripped := line.strip()))
     if not captions:
-        raise CaptionError(
-            f"the caption file {file.name} is empty",
-            f"write what the clip shows into {file.name}",
-            "empty caption",
-        )
+        name = media.with_suffix(".txt").name
+        raise CaptionError(f"the caption file {name} is empty", f"write what the clip shows into {name}", EMPTY)
     return captions
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """The text of a caption file, its line ends as `\\n`.
+
+    Raises:
+        CaptionError: it is missing, cannot be read or is no UTF-8 text.
+    """
     try:
         data = file.read_bytes()
     except FileNotFoundError:
         raise CaptionError(
             f"the caption file {file.name} is missing",
             f"write {file.name} beside the clip, or set caption_strategy to filename or instanceprompt",
-            "no caption",
+            MISSING,
         ) from None
     except OSError as error:
         raise CaptionError(
             f"the caption file {file.name} cannot be read: {(error.strerror or str(error)).lower()}",
             f"make {file.name} a text file that you may read",
-            "caption unreadable",
+            UNREADABLE,
         ) from None
     save = f"save {file.name} as plain UTF-8 text"
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CaptionError(f"the caption file {file.name} is UTF-16, not UTF-8", save, "caption is not UTF-8")
+        raise CaptionError(f"the caption file {file.name} is UTF-16, not UTF-8", save, NOT_UTF8)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -112,10 +127,8 @@ def _read_text(file: Path) -> str:
             f"the caption file {file.name} is not UTF-8: byte {error.object[error.start]:#04x} "
             f"at position {error.start}",
             save,
-            "caption is not UTF-8",
+            NOT_UTF8,
         ) from None
     if "\0" in text:
-        raise CaptionError(
-            f"the caption file {file.name} holds NUL bytes, so it is no text", save, "caption is no text"
-        )
-    return text
+        raise CaptionError(f"the caption file {file.name} holds NUL bytes, so it is no text", save, NO_TEXT)
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from tunerkit.data.samples import Kind
 from tunerkit.errors import DatasetError
@@ -14,12 +16,26 @@ VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", "
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
-@dataclass(frozen=True)
-class Found:
-    """A media file by its name; nothing has been opened yet."""
+Stamp = tuple[int, int]
+"""Size in bytes and time of last change in nanoseconds: what tells that a file has not changed."""
+
+
+class Found(NamedTuple):
+    """A media file by its name; nothing has been opened yet.
+
+    Attributes:
+        file: its path.
+        kind: what its name promises.
+        name: path relative to the folder that was searched, with `/`.
+        stamp: None where the file cannot be asked (a broken link, no permission).
+        caption: stamp of the text file beside it; None where there is none that can be asked.
+    """
 
     file: Path
     kind: Kind
+    name: str = ""
+    stamp: Stamp | None = None
+    caption: Stamp | None = None
 
 
 @dataclass(frozen=True)
@@ -30,12 +46,18 @@ class Discovery:
     unreadable_folders: tuple[Path, ...]
 
 
-def kind_of(file: Path) -> Kind | None:
+def kind_of(file: str | Path) -> Kind | None:
     """What a file name promises to hold; None for anything that is no media file."""
-    suffix = file.suffix.lower()
+    _, dot, extension = os.fspath(file).rpartition(".")
+    suffix = dot + extension.lower()
     if suffix in VIDEO_EXTENSIONS:
         return "video"
     return "image" if suffix in IMAGE_EXTENSIONS else None
+
+
+def caption_name(name: str) -> str:
+    """Name or path of the text file that belongs to a media file; `name` has an extension."""
+    return name.rpartition(".")[0] + ".txt"
 
 
 def discover(folder: Path, dataset_id: str) -> Discovery:
@@ -54,7 +76,7 @@ def discover(folder: Path, dataset_id: str) -> Discovery:
     if not folder.is_dir():
         raise DatasetError(f"{where} is a file, not a folder. {fix}.")
     try:
-        os.listdir(folder)
+        os.scandir(folder).close()
     except PermissionError:
         raise DatasetError(
             f"{where} cannot be listed: no read permission. Fix: give yourself read and execute permission "
@@ -62,27 +84,59 @@ def discover(folder: Path, dataset_id: str) -> Discovery:
         ) from None
 
     unreadable: list[Path] = []
-    files = [Found(file, kind) for file in _walk(folder, unreadable) if (kind := kind_of(file))]
+    files = sorted(_walk(folder, unreadable), key=attrgetter("name"))
     if not files and not unreadable:
         listed = " ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
         raise DatasetError(f"{where} holds no video or image file ({listed}). {fix}, or put clips into it.")
-    files.sort(key=lambda found: found.file.relative_to(folder).as_posix())
     return Discovery(tuple(files), tuple(sorted(unreadable)))
 
 
-def _walk(folder: Path, unreadable: list[Path]) -> Iterator[Path]:
-    """Every file below `folder` that is not hidden; folders that cannot be listed go to `unreadable`."""
+def _walk(folder: Path, unreadable: list[Path]) -> Iterator[Found]:
+    """Every media file below `folder` that is not hidden; folders that cannot be listed go to `unreadable`."""
     visited: set[tuple[int, int]] = set()
-
-    def note(error: OSError) -> None:
-        unreadable.append(Path(error.filename))
-
-    for current, folders, names in os.walk(folder, followlinks=True, onerror=note):
-        facts = os.stat(current)
-        identity = (facts.st_dev, facts.st_ino)
-        if identity in visited:
-            folders.clear()
+    waiting = [(folder, "")]
+    while waiting:
+        current, prefix = waiting.pop()
+        try:
+            facts = os.stat(current)
+            if (facts.st_dev, facts.st_ino) in visited:
+                continue
+            visited.add((facts.st_dev, facts.st_ino))
+            with os.scandir(current) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except OSError:
+            unreadable.append(current)
             continue
-        visited.add(identity)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(current, name) for name in names if not name.startswith("."))
+        below = sorted(entry.name for entry in entries if _is_folder(entry))
+        # The last one added is looked at first: the first in the alphabet, so a folder with two names keeps that one.
+        waiting += [(current / name, f"{prefix}{name}/") for name in reversed(below)]
+        yield from _media(current, prefix, entries, frozenset(below))
+
+
+def _media(folder: Path, prefix: str, entries: list[os.DirEntry[str]], folders: frozenset[str]) -> Iterator[Found]:
+    texts: dict[str, os.DirEntry[str]] = {}
+    media: list[tuple[os.DirEntry[str], str, Kind]] = []
+    for entry in entries:
+        name = entry.name
+        if name.endswith(".txt"):
+            texts[name] = entry
+        elif (kind := kind_of(name)) and name not in folders:
+            media.append((entry, name, kind))
+    for entry, name, kind in media:
+        text = texts.get(caption_name(name))
+        yield Found(folder / name, kind, prefix + name, _stamp(entry), _stamp(text) if text else None)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _stamp(entry: os.DirEntry[str]) -> Stamp | None:
+    try:
+        facts = entry.stat()
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns

@@ -4,15 +4,23 @@ Output frame `k` is shown `k / target_fps` seconds after the clip's first frame 
 whose presentation time is nearest; of two equally near ones the earlier. This holds for variable frame rates
 too, keeps the speed of motion right, and repeats frames where the clip is slower than the target. An output
 frame fits when at least half of the time it is on screen lies inside the clip, so that timestamps rounded by
-a container do not cost a frame. Sampling is from the head: the first frames that fit are used.
+a container do not cost a frame.
+
+Of the output frames that fit, a window of consecutive ones is used. `video.frame_sampling` says where it lies:
+`head`, the first ones; `middle`, the middle ones; `uniform` and `random`, several windows spread evenly from the
+first frame to the last, all of which are visited, or one drawn at each visit. A window never leaves the clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
+
+FrameSampling = Literal["head", "middle", "uniform", "random"]
 
 TIE_SECONDS = 1e-6
 """Distances that differ by less are equal; far below the tick of any container (1/90,000 s)."""
@@ -20,18 +28,23 @@ TIE_SECONDS = 1e-6
 DEFAULT_SECONDS = 5.0
 """Longest sample where `video.num_frames` is not set."""
 
+REMEMBERED_FRAMES = 4096
+"""Decisions about clips with more source frames are not remembered: few clips share them, and they are large."""
+
 
 @dataclass(frozen=True)
 class FrameRules:
-    """The frame settings of a dataset: `video.num_frames`, `video.min_frames`, `video.max_frames`.
+    """The frame settings of a dataset, named as in its `video` block.
 
     None means: `num_frames` what the clip has, up to five seconds; `min_frames` as many as `num_frames`, or
-    1 where that is not set either; `max_frames` no limit.
+    1 where that is not set either; `max_frames` no limit. `num_windows` counts for `uniform` and `random` only.
     """
 
     num_frames: int | None = None
     min_frames: int | None = None
     max_frames: int | None = None
+    frame_sampling: FrameSampling = "head"
+    num_windows: int = 4
 
 
 @dataclass(frozen=True)
@@ -39,16 +52,22 @@ class FramePlan:
     """The frames of one clip.
 
     Attributes:
-        indices: source frames in presentation order, one per output frame; empty when the clip cannot be used.
+        windows: of each window the source frames in presentation order, one per output frame. All windows have
+            the same number of frames; there are none when the clip cannot be used.
         reason: what was found and what is taken of it, or why nothing is.
         fix: the setting that would change a refusal; empty when the clip is used.
         cause: the refusal in two words; empty when the clip is used.
     """
 
-    indices: tuple[int, ...]
+    windows: tuple[tuple[int, ...], ...]
     reason: str
     fix: str = ""
     cause: str = ""
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The first window; empty when the clip cannot be used."""
+        return self.windows[0] if self.windows else ()
 
 
 def plan_frames(
@@ -59,7 +78,7 @@ def plan_frames(
     *,
     end: float | None = None,
 ) -> tuple[int, ...]:
-    """Source frame of each output frame.
+    """Source frame of each output frame of the window at the head.
 
     Args:
         timestamps: presentation times in seconds, ascending, at least one.
@@ -70,8 +89,25 @@ def plan_frames(
     """
     stop = clip_end(timestamps) if end is None else end
     available = frames_that_fit(timestamps[0], stop, target_fps)
-    count = legal_frames(max(1, min(available, num_frames)))
-    return nearest_frames(timestamps, target_fps, count)
+    return nearest_frames(timestamps, target_fps, legal_frames(max(1, min(available, num_frames))))
+
+
+def window_starts(available: int, count: int, sampling: FrameSampling, num_windows: int) -> tuple[int, ...]:
+    """Output frames at which windows of `count` frames begin, ascending, no two alike.
+
+    Args:
+        available: output frames that the clip has; at least `count`.
+        num_windows: for `uniform` and `random`: windows from the first frame to the last at equal distances, to the
+            nearest frame. A clip with fewer places gives fewer windows; a single window lies in the middle.
+    """
+    spare = available - count
+    if sampling == "head":
+        return (0,)
+    windows = 1 if sampling == "middle" else min(num_windows, spare + 1)
+    if windows == 1:
+        return (spare // 2,)
+    gaps = windows - 1  # not more than `spare`, so rounding brings no two windows together
+    return tuple((2 * place * spare + gaps) // (2 * gaps) for place in range(windows))
 
 
 def frames_that_fit(start: float, end: float, target_fps: float) -> int:
@@ -86,7 +122,7 @@ def nearest_frames(timestamps: Sequence[float], target_fps: float, count: int) -
     later = np.searchsorted(times, wanted).clip(0, len(times) - 1)
     earlier = (later - 1).clip(0)
     later_is_nearer = np.abs(times[later] - wanted) < np.abs(wanted - times[earlier]) - TIE_SECONDS
-    return tuple(int(index) for index in np.where(later_is_nearer, later, earlier))
+    return tuple(np.where(later_is_nearer, later, earlier).tolist())
 
 
 def clip_end(timestamps: Sequence[float], last_duration: float | None = None) -> float:
@@ -113,15 +149,58 @@ def decide_frames(
     """Which frames of a clip are used under a dataset's frame settings, and why.
 
     `min_frames` is compared after resampling and, like `num_frames`, floored to a count that the model takes.
+    Clips of a dataset often share their timestamps, so decisions are remembered: one for `timestamps` already seen
+    costs a look at each of them.
+
+    Args:
+        timestamps: presentation times in seconds, ascending, at least one; a tuple is quickest.
+        end: when the last frame leaves the screen, in seconds.
+        source_fps: frames per second of the clip, for the reason only.
+        target_fps: frames per second of the output, above 0.
+        legal_frames: the largest count that the model takes and that is not above its argument; the same answer
+            for the same count every time.
     """
-    available = frames_that_fit(timestamps[0], end, target_fps)
+    times = tuple(timestamps)
+    decide = _decide if len(times) <= REMEMBERED_FRAMES else _decide.__wrapped__
+    return decide(times, end, source_fps, target_fps, rules, legal_frames)
+
+
+@lru_cache(maxsize=1024)
+def _decide(
+    times: tuple[float, ...],
+    end: float,
+    source_fps: float,
+    target_fps: float,
+    rules: FrameRules,
+    legal_frames: Callable[[int], int],
+) -> FramePlan:
+    available = frames_that_fit(times[0], end, target_fps)
     asked = rules.num_frames or max(1, round(DEFAULT_SECONDS * target_fps))
-    minimum_asked = rules.min_frames or rules.num_frames or 1
-    minimum = legal_frames(minimum_asked)
     found = (
-        f"{number(source_fps)} fps, {_frames(len(timestamps))} ({end - timestamps[0]:.2f} s) "
+        f"{number(source_fps)} fps, {_frames(len(times))} ({end - times[0]:.2f} s) "
         f"-> {available} at {number(target_fps)} fps"
     )
+    refusal = _refuse(found, available, target_fps, rules, legal_frames)
+    if refusal is not None:
+        return refusal
+    count = legal_frames(max(1, min(available, asked)))
+    starts = window_starts(available, count, rules.frame_sampling, rules.num_windows)
+    grid = nearest_frames(times, target_fps, starts[-1] + count)
+    windows = tuple(grid[start : start + count] for start in starts)
+    used = f"{found} -> uses {_taken(count, starts, target_fps, rules)}"
+    if legal_frames(asked) != asked and count == legal_frames(asked):
+        used += f"; the model takes {count} where {asked} were asked"
+    if any(len(set(window)) < count for window in windows):
+        used += "; some frames are shown more than once"
+    return FramePlan(windows, used)
+
+
+def _refuse(
+    found: str, available: int, target_fps: float, rules: FrameRules, legal_frames: Callable[[int], int]
+) -> FramePlan | None:
+    """The refusal of a clip with too many or too few output frames; None when the clip is used."""
+    minimum_asked = rules.min_frames or rules.num_frames or 1
+    minimum = legal_frames(minimum_asked)
     if rules.max_frames is not None and available > rules.max_frames:
         return FramePlan(
             (),
@@ -138,13 +217,18 @@ def decide_frames(
             f"{minimum / target_fps:.2f} s",
             "too short",
         )
-    indices = plan_frames(timestamps, target_fps, asked, legal_frames, end=end)
-    used = f"{found} -> uses {len(indices)} ({len(indices) / target_fps:.2f} s)"
-    if legal_frames(asked) != asked and len(indices) == legal_frames(asked):
-        used += f"; the model takes {len(indices)} where {asked} were asked"
-    if len(set(indices)) < len(indices):
-        used += "; some frames are shown more than once"
-    return FramePlan(indices, used)
+    return None
+
+
+def _taken(count: int, starts: Sequence[int], target_fps: float, rules: FrameRules) -> str:
+    """What is used of a clip: `81 (5.06 s)`, `4 windows of 81 (5.06 s)`."""
+    taken = f"{count} ({count / target_fps:.2f} s)"
+    if rules.frame_sampling == "head":
+        return taken
+    if len(starts) == 1:
+        return f"{taken} from {starts[0] / target_fps:.2f} s to {(starts[0] + count) / target_fps:.2f} s"
+    windows = f"{len(starts)} windows of {taken}"
+    return windows if rules.frame_sampling == "uniform" else f"at each visit one of {windows}"
 
 
 def number(value: float) -> str:

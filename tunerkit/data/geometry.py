@@ -1,6 +1,7 @@
 """Which size a clip is trained at, how it is scaled and where it is cropped.
 
-A size starts from the ideal one: the clip's own aspect (or a square with `crop`) at the asked resolution.
+A size starts from the ideal one: the clip's own aspect, or with `crop` the one that `crop_aspect` says, at the asked
+resolution.
 
 - `pixel`: the shorter edge has `resolution` pixels. It is rounded to the nearest multiple that the model
   takes; the longer edge is the nearest multiple to (rounded shorter edge x aspect).
@@ -15,6 +16,7 @@ The clip is then scaled, aspect kept, to cover that size, and the rest is croppe
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ ResolutionType = Literal["pixel", "area", "pixel_area", "model"]
 CropStyle = Literal["center", "random", "corner"]
 CropAspect = Literal["square", "preserve", "closest", "random"]
 
+USUAL_ASPECTS = (9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9)
+"""Shapes for `closest` and `random` where no `crop_aspect_buckets` are given: those of film, photo and phone."""
+
 
 @dataclass(frozen=True)
 class SizeRules:
@@ -33,16 +38,21 @@ class SizeRules:
 
     Attributes:
         resolution: pixels (`pixel`, `pixel_area`) or megapixels (`area`); not used by `model`.
-        crop, crop_aspect: every sample is square with `crop` and `crop_aspect = "square"`; otherwise the file's
-            own aspect is kept.
+        crop: cut samples to the shape that `crop_aspect` says; without it the file's own aspect is kept.
+        crop_aspect: `square`; `closest`, the one of `crop_aspect_buckets` whose ratio to the file's aspect is nearest
+            to 1; `random`, one of them drawn from the file's content hash, the same on every run; `preserve`, the
+            file's own.
+        crop_aspect_buckets: width / height for `closest` and `random`; `USUAL_ASPECTS` where none are given.
         crop_style: `center`; `corner`, the lower right one; `random`, a place drawn from the file's content
             hash, the same on every run.
         minimum_image_size: smaller files are dropped. `pixel`: both edges; otherwise the area, in the unit of
             `resolution` (for `model` the edge of a square, as for `pixel_area`).
         maximum_image_size: larger files (shorter edge or area) are first scaled to `target_downsample_size`,
             then cropped, which with a target above `resolution` takes a part of the picture.
-        minimum_aspect_ratio, maximum_aspect_ratio: width / height beyond which a file is dropped, unless squares
-            are cut.
+        minimum_aspect_ratio, maximum_aspect_ratio: width / height beyond which a file is dropped, unless it is cut
+            to another shape.
+        max_upscale_threshold: files that would be enlarged by more than this share are dropped: with 0.2 a file
+            is scaled to at most 1.2 times its width and height. None = no limit, 0 = never enlarged.
     """
 
     resolution: float
@@ -55,11 +65,18 @@ class SizeRules:
     target_downsample_size: float | None = None
     minimum_aspect_ratio: float = 0.25
     maximum_aspect_ratio: float = 4.0
+    crop_aspect_buckets: tuple[float, ...] = ()
+    max_upscale_threshold: float | None = None
 
     @property
     def square(self) -> bool:
         """Whether samples are cropped to squares."""
         return self.crop and self.crop_aspect == "square"
+
+    @property
+    def reshaped(self) -> bool:
+        """Whether samples are cropped to another shape than the file's."""
+        return self.crop and self.crop_aspect != "preserve"
 
 
 class SizePlan(NamedTuple):
@@ -79,15 +96,29 @@ def plan_size(
         source: (W, H) in pixels as displayed.
         multiple: width and height of the result are multiples of this.
         model_sizes: sizes the model was trained at; needed for `resolution_type = "model"` only.
-        digest: content hash of the file, hexadecimal, for `crop_style = "random"`.
+        digest: content hash of the file, hexadecimal, for `crop_style` and `crop_aspect = "random"`.
 
     Raises:
         ValueError: `model` is asked for and there are no `model_sizes`.
     """
-    aspect = 1.0 if rules.square else source[0] / source[1]
-    size = target_size(aspect, rules, multiple, model_sizes)
+    size = target_size(target_aspect(source, rules, digest), rules, multiple, model_sizes)
     resized = _resized(source, size, rules)
     return SizePlan(size, resized, _crop_origin(resized, size, rules.crop_style, digest))
+
+
+def target_aspect(source: Size, rules: SizeRules, digest: str = "") -> float:
+    """Width / height that a sample is meant to have, before sizes are rounded to what the model takes."""
+    aspect = source[0] / source[1]
+    if not rules.reshaped:
+        return aspect
+    if rules.square:
+        return 1.0
+    choices = rules.crop_aspect_buckets or USUAL_ASPECTS
+    if rules.crop_aspect == "closest":
+        return min(choices, key=lambda choice: abs(math.log(choice / aspect)))
+    # Hashed once more: the place of a random crop is drawn from the same digest.
+    drawn = hashlib.blake2b(f"aspect {digest}".encode(), digest_size=8).digest()
+    return choices[int.from_bytes(drawn, "big") % len(choices)]
 
 
 def target_size(aspect: float, rules: SizeRules, multiple: int, model_sizes: Sequence[Size] = ()) -> Size:
@@ -115,15 +146,20 @@ class Refusal(NamedTuple):
     cause: str
 
 
-def refuse_size(source: Size, rules: SizeRules) -> Refusal | None:
-    """Why a file of this size is dropped: its shape, or `minimum_image_size`; None when it is not."""
-    return _refuse_shape(source, rules) or _refuse_small(source, rules)
+def refuse_size(source: Size, rules: SizeRules, *, plan: SizePlan | None = None) -> Refusal | None:
+    """Why a file of this size is dropped: shape, `minimum_image_size` or `max_upscale_threshold`; None where it is not.
+
+    Args:
+        plan: how the file would be used. Without it `max_upscale_threshold` is not looked at, and
+            `minimum_image_size` is compared with the whole picture where a shape other than a square is cut from it.
+    """
+    return _refuse_shape(source, rules) or _refuse_small(source, rules, plan) or _refuse_enlarged(source, rules, plan)
 
 
 def _refuse_shape(source: Size, rules: SizeRules) -> Refusal | None:
     width, height = source
     aspect = width / height
-    if rules.square or rules.minimum_aspect_ratio <= aspect <= rules.maximum_aspect_ratio:
+    if rules.reshaped or rules.minimum_aspect_ratio <= aspect <= rules.maximum_aspect_ratio:
         return None
     setting = "maximum_aspect_ratio" if aspect > rules.maximum_aspect_ratio else "minimum_aspect_ratio"
     limit = f"{setting} = {getattr(rules, setting):g}"
@@ -134,21 +170,24 @@ def _refuse_shape(source: Size, rules: SizeRules) -> Refusal | None:
     )
 
 
-def _refuse_small(source: Size, rules: SizeRules) -> Refusal | None:
+def _refuse_small(source: Size, rules: SizeRules, plan: SizePlan | None) -> Refusal | None:
     minimum = rules.minimum_image_size
     if not minimum:
         return None
     width, height = source
     if rules.resolution_type == "pixel":
-        found: float = min(source)
+        found = min(source)
         needed = f"both edges at least {minimum:g} pixels"
         allowed = f"{min(source)}"
     else:
-        # A square is cut out of the picture, so its own area has to be there.
-        found = min(source) ** 2 if rules.square else width * height
-        what = "the square cut from it" if rules.square else "the picture"
+        # What is cut away does not count.
+        found, what = width * height, "the picture"
+        if rules.square:
+            found, what = min(source) ** 2, "the square cut from it"
+        elif rules.reshaped and plan is not None:
+            found, what = _largest_area(source, plan.size), "the part cut from it"
         needed = f"{_pixels(minimum, rules.resolution_type):,.0f} pixels in {what}, here {found:,}"
-        allowed = _largest_allowed(int(found), rules.resolution_type)
+        allowed = _largest_allowed(found, rules.resolution_type)
     if found >= _pixels(minimum, rules.resolution_type):
         return None
     return Refusal(
@@ -158,12 +197,36 @@ def _refuse_small(source: Size, rules: SizeRules) -> Refusal | None:
     )
 
 
+def _refuse_enlarged(source: Size, rules: SizeRules, plan: SizePlan | None) -> Refusal | None:
+    if rules.max_upscale_threshold is None or plan is None:
+        return None
+    share = enlargement(source, plan) - 1
+    if share <= rules.max_upscale_threshold + 1e-9:
+        return None
+    size = f"{plan.size[0]}x{plan.size[1]}"
+    admits = math.ceil(share * 1000) / 1000
+    return Refusal(
+        f"too small: {source[0]}x{source[1]} would be enlarged {1 + share:.4g} x for {size}, "
+        f"max_upscale_threshold = {rules.max_upscale_threshold:g} allows {1 + rules.max_upscale_threshold:g} x",
+        f"set max_upscale_threshold to {admits:g} or more, lower resolution, or use a larger file",
+        "too small",
+    )
+
+
+def enlargement(source: Size, plan: SizePlan) -> float:
+    """How many times larger than the file the scaled picture is; below 1 it is smaller.
+
+    One edge of `resized` is exact and the other rounded to a pixel, so the edge that decides is looked at.
+    """
+    covers = max(plan.size[0] / source[0], plan.size[1] / source[1])
+    return max(covers, min(plan.resized[0] / source[0], plan.resized[1] / source[1]))
+
+
 def size_remarks(source: Size, plan: SizePlan) -> list[str]:
     """What to know about the scaling: `upscaled 1.50 x`, `the crop keeps 56% of the picture`."""
     remarks = []
-    scale = plan.resized[0] / source[0]
     if plan.resized[0] > source[0] and plan.resized[1] > source[1]:
-        remarks.append(f"upscaled {scale:.2f} x")
+        remarks.append(f"upscaled {enlargement(source, plan):.2f} x")
     kept = plan.size[0] * plan.size[1] / (plan.resized[0] * plan.resized[1])
     if kept < 0.9:
         remarks.append(f"the crop keeps {kept:.0%} of the picture")
@@ -206,6 +269,12 @@ def _pixels(value: float, resolution_type: ResolutionType) -> float:
 
 def _measure(source: Size, resolution_type: ResolutionType) -> float:
     return min(source) if resolution_type == "pixel" else source[0] * source[1]
+
+
+def _largest_area(source: Size, shape: Size) -> int:
+    """Pixels of the largest box in `source` with the aspect of `shape`, rounded down."""
+    width = min(source[0], source[1] * shape[0] / shape[1])
+    return int(width * width * shape[1] / shape[0])
 
 
 def _largest_allowed(area: int, resolution_type: ResolutionType) -> str:

@@ -1,23 +1,32 @@
-"""Looks at every file of the datasets and decides what is used of it: one row per file, whatever happens."""
+"""Looks at every file of the datasets and decides what is used of it: one row per file, whatever happens.
+
+A file that has not changed since it was looked at last is not opened again (see `media_memory`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tunerkit import families
 from tunerkit.config.settings import require_settings
-from tunerkit.data.captions import CaptionError, CaptionRules, read_captions
-from tunerkit.data.discover import Discovery, Found, discover
-from tunerkit.data.frames import FramePlan, FrameRules, decide_frames
-from tunerkit.data.geometry import SizeRules, plan_size, refuse_size, size_remarks
-from tunerkit.data.probe import Media, UnreadableMedia, read_media
+from tunerkit.data.captions import CaptionRules
+from tunerkit.data.decide import Decider, Rules, Trouble
+from tunerkit.data.discover import Discovery, Found, caption_name, discover
+from tunerkit.data.frames import FrameRules
+from tunerkit.data.geometry import SizeRules
+from tunerkit.data.media import Media, UnreadableMedia
+from tunerkit.data.media_memory import MediaMemory, many_objects
+from tunerkit.data.probe import read_media
+from tunerkit.data.quarantine import Quarantine
 from tunerkit.data.report import DatasetReport
-from tunerkit.data.samples import ClipRow, Kind, Sample, Size, Source
+from tunerkit.data.samples import ClipRow
 from tunerkit.errors import ConfigError, DatasetError, Problem
 
 if TYPE_CHECKING:
@@ -26,37 +35,21 @@ if TYPE_CHECKING:
     from tunerkit.families.base import Family
 
 PROBE_WORKERS = max(2, min(4, os.cpu_count() or 2))
-"""Files that are looked at side by side; the reading happens outside Python's lock."""
+"""Files that are looked at side by side. Reading happens outside Python's lock, so on a slow disk they wait together;
+with more, or with processes instead, nothing was gained on a fast one."""
+
+SAVE_SECONDS = 5.0
+"""How often what was found is kept while files are looked at, so that a stopped program need not begin again."""
+
+Purpose = Literal["train", "eval"]
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Everything that decides about the files of one dataset."""
+def inspect_dataset(config: TrainConfig, purpose: Purpose = "train") -> DatasetReport:
+    """Decide about every file of the enabled datasets of a resolved config.
 
-    dataset: str
-    dataset_type: str
-    frames: FrameRules
-    size: SizeRules
-    captions: CaptionRules
-    multiple: int
-    legal_frames: Callable[[int], int]
-    model_sizes: tuple[Size, ...]
-    target_fps: float
-    repeats: int
-    is_i2v: bool
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """One reason why a file is dropped."""
-
-    reason: str
-    fix: str
-    cause: str
-
-
-def inspect_dataset(config: TrainConfig) -> DatasetReport:
-    """Decide about every file of the enabled video and image datasets of a resolved config.
+    Args:
+        purpose: `train`: the datasets of videos and images. `eval`: those of `dataset_type = "eval"`, under the same
+            rules but without repeats; a config without any gives a report without rows.
 
     Returns:
         A row per file, in the order of the datasets and then of the relative paths.
@@ -67,7 +60,8 @@ def inspect_dataset(config: TrainConfig) -> DatasetReport:
         ConfigError: `model_family` is missing or unknown.
     """
     require_settings(config)
-    if not config.media_datasets:
+    datasets = config.media_datasets if purpose == "train" else config.eval_datasets
+    if not datasets and purpose == "train":
         raise DatasetError(
             "data_backend_config names no dataset to train on. Fix: add an entry with dataset_type video or "
             "image and instance_data_dir, or remove its disabled = true."
@@ -75,21 +69,28 @@ def inspect_dataset(config: TrainConfig) -> DatasetReport:
     if config.model_family is None:
         raise ConfigError([Problem("model_family", None, "is not set", f"use one of {', '.join(families.names())}")])
     family = families.get(config.model_family)
-    plans: list[tuple[Rules, Discovery]] = []
+    plans: list[tuple[DatasetConfig, Rules, Path, Discovery]] = []
     wrong: list[str] = []
-    for dataset in config.media_datasets:
+    for dataset in datasets:
         try:
-            plans.append((rules_of(dataset, config, family), _discover(dataset)))
+            folder = _folder(dataset, config)
+            with many_objects():
+                plans.append((dataset, rules_of(dataset, config, family), folder, discover(folder, dataset.id)))
         except DatasetError as error:
             wrong.append(str(error))
     if wrong:
         raise DatasetError("\n".join(wrong))
 
+    quarantine = Quarantine.of(config)
     rows: list[ClipRow] = []
-    with ThreadPoolExecutor(PROBE_WORKERS) as pool:
-        for rules, discovery in plans:
-            rows += pool.map(decide, discovery.files, [rules] * len(discovery.files))
-            rows += (_unreadable_folder(folder, rules) for folder in discovery.unreadable_folders)
+    for dataset, rules, folder, discovery in plans:
+        decider = Decider(rules, MediaMemory.of(dataset, folder, config))
+        rows += _limit(_decide_all(discovery.files, decider, quarantine), discovery.files, dataset.max_num_samples)
+        rows += (_unreadable_folder(folder, decider) for folder in discovery.unreadable_folders)
+    if any(dataset.has_masks for dataset in config.datasets):
+        from tunerkit.data.mask_files import link_masks
+
+        rows = link_masks(rows, config)
     return DatasetReport(rows)
 
 
@@ -117,150 +118,140 @@ def rules_of(dataset: DatasetConfig, config: TrainConfig, family: Family) -> Rul
     return Rules(
         dataset=dataset.id,
         dataset_type=dataset.dataset_type,
-        frames=FrameRules(dataset.video.num_frames, dataset.video.min_frames, dataset.video.max_frames),
+        frames=FrameRules(
+            dataset.video.num_frames,
+            dataset.video.min_frames,
+            dataset.video.max_frames,
+            dataset.video.frame_sampling,
+            dataset.video.num_windows,
+        ),
         size=size,
         captions=captions,
         multiple=family.size_multiple,
         legal_frames=_legal_frames(dataset, family),
         model_sizes=sizes,
         target_fps=float(dataset.video.frame_rate or config.framerate or family.framerate),
-        repeats=dataset.repeats,
+        repeats=0 if dataset.dataset_type == "eval" else dataset.repeats,
         is_i2v=dataset.video.is_i2v,
     )
 
 
-def decide(found: Found, rules: Rules) -> ClipRow:
-    """The decision about one file. Never raises: trouble of any kind becomes a row that says what it is."""
+def _decide_all(files: Sequence[Found], decider: Decider, quarantine: Quarantine) -> list[ClipRow]:
+    """A row per file, in their order; what was found is kept, also when the program is stopped on the way."""
+    memory = decider.memory
     try:
-        if found.kind == "video" and rules.dataset_type == "image":
-            raise UnreadableMedia(
-                found.file,
-                "it is a video in a dataset of images",
-                "set dataset_type to video, where images are 1-frame clips, or move the file",
-                "not an image",
-            )
-        return _decide_readable(found, read_media(found.file, found.kind), rules)
+        with many_objects():
+            barred = {found.name: row for found in files if (row := _barred(found, decider, quarantine))}
+            known = {found.name: memory.media(found.name, found.stamp, found.file) for found in files}
+        _probe([found for found in files if known[found.name] is None and found.name not in barred], known, memory)
+        with many_objects():
+            rows = [_row(found, known.pop(found.name), barred, decider) for found in files]
+        memory.retain({found.name for found in files}, {caption_name(found.name) for found in files})
+        return rows
+    finally:
+        memory.save()
+
+
+def _row(found: Found, media: Media | UnreadableMedia | None, barred: dict[str, ClipRow], decider: Decider) -> ClipRow:
+    return decider.decide(found, media) if media and found.name not in barred else barred[found.name]
+
+
+def _barred(found: Found, decider: Decider, quarantine: Quarantine) -> ClipRow | None:
+    """The row of a file that is not even looked at: a video among images, or one in quarantine."""
+    trouble = None
+    if found.kind == "video" and decider.rules.dataset_type == "image":
+        trouble = Trouble(
+            "it is a video in a dataset of images",
+            "set dataset_type to video, where images are 1-frame clips, or move the file",
+            "not an image",
+        )
+    elif reason := quarantine.reason_of(str(found.file), found.stamp):
+        trouble = Trouble(
+            f"in quarantine: {reason}",
+            f"replace the file by one that plays, or take it off the list by removing its line from {quarantine.path}",
+            "in quarantine",
+        )
+    return decider.dropped(found.file, found.kind, None, [trouble]) if trouble else None
+
+
+def _probe(files: Sequence[Found], known: dict[str, Media | UnreadableMedia | None], memory: MediaMemory) -> None:
+    """Look at files side by side; what was found goes into `known` and into the memory."""
+    if not files:
+        return
+    pool = ThreadPoolExecutor(PROBE_WORKERS)
+    try:
+        waiting: dict[Future[tuple[Media | UnreadableMedia, bool]], Found] = {
+            pool.submit(_look, found): found for found in files
+        }
+        saved = time.monotonic()
+        for future in as_completed(waiting):
+            found = waiting[future]
+            media, lasting = future.result()
+            known[found.name] = media
+            if lasting:
+                memory.remember(found.name, found.stamp, media)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                memory.save()
+                saved = time.monotonic()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look(found: Found) -> tuple[Media | UnreadableMedia, bool]:
+    """What a file holds or why it cannot be used, and whether that lasts as long as the file does not change."""
+    try:
+        return read_media(found.file, found.kind), True
     except UnreadableMedia as error:
-        return _dropped(found.file, found.kind, None, rules, [Trouble(error.reason, error.fix, error.cause)])
+        return error, True
     except Exception as error:
         # A reader can fail on a damaged file in ways nobody listed; one file must not stop the other thousand.
-        unexpected = Trouble(
+        unexpected = UnreadableMedia(
+            found.file,
             f"reading it failed unexpectedly: {type(error).__name__}: {error}",
             "check that the file plays, export it again, or remove it",
-            "unreadable",
         )
-        return _dropped(found.file, found.kind, None, rules, [unexpected])
+        return unexpected, False
 
 
-def _decide_readable(found: Found, media: Media, rules: Rules) -> ClipRow:
-    source = media.source
-    displayed = (source.width, source.height)
-    frames = _plan_frames(found.kind, media, rules)
-    size = plan_size(
-        displayed,
-        rules.size,
-        multiple=rules.multiple,
-        model_sizes=rules.model_sizes,
-        digest=source.digest,
-    )
-    troubles: list[Trouble] = []
-    if frames.cause and media.damaged:
-        troubles.append(Trouble(frames.reason, "copy or download the file again", "damaged"))
-    elif frames.cause:
-        troubles.append(Trouble(frames.reason, frames.fix, frames.cause))
-    refusal = refuse_size(displayed, rules.size)
-    if refusal:
-        troubles.append(Trouble(*refusal))
-    captions: tuple[str, ...] = ()
-    try:
-        captions = read_captions(found.file, rules.captions)
-    except CaptionError as error:
-        troubles.append(Trouble(error.reason, error.fix, error.cause))
-    if troubles:
-        return _dropped(found.file, found.kind, source, rules, troubles, media.remarks)
-
-    sample = Sample(
-        dataset=rules.dataset,
-        file=found.file,
-        kind=found.kind,
-        captions=captions,
-        source=source,
-        frame_indices=frames.indices,
-        fps=rules.target_fps,
-        size=size.size,
-        resized=size.resized,
-        crop=size.crop,
-        repeats=rules.repeats,
-        # With a single frame nothing would be left to learn from.
-        is_i2v=rules.is_i2v and len(frames.indices) > 1,
-        frame_times=tuple(media.times[index] for index in frames.indices) if media.timed else (),
-    )
-    scaled = f"{source.width}x{source.height} -> {size.size[0]}x{size.size[1]}"
-    remarks = [*size_remarks(displayed, size), *media.remarks, *_training_remarks(sample, rules)]
-    reason = "; ".join([f"{frames.reason}, {scaled}", *remarks])
-    return ClipRow(rules.dataset, found.file, found.kind, "used", reason, "", source, sample)
+def _limit(rows: list[ClipRow], files: Sequence[Found], limit: int | None) -> list[ClipRow]:
+    """Keep `limit` used files, chosen by a hash of their relative paths: the same ones on every machine."""
+    used = [place for place, row in enumerate(rows) if row.samples]
+    if limit is None or len(used) <= limit:
+        return rows
+    drawn = sorted(used, key=lambda place: hashlib.sha256(os.fsencode(files[place].name)).digest())
+    for place in drawn[limit:]:
+        rows[place] = replace(
+            rows[place],
+            decision="dropped",
+            reason=f"not among the {limit} of {len(used)} usable files drawn for max_num_samples = {limit}",
+            fix=f"set max_num_samples to {len(used)} or more, or remove it",
+            samples=(),
+            cause="over max_num_samples",
+        )
+    return rows
 
 
-def _training_remarks(sample: Sample, rules: Rules) -> list[str]:
-    """What a person may not expect of how the sample is trained."""
-    remarks = []
-    if len(sample.captions) > 1:
-        remarks.append(f"{len(sample.captions)} captions, one per line (disable_multiline_split joins them)")
-    if rules.is_i2v and not sample.is_i2v:
-        remarks.append("a still has no next frame: trained as text to image, not as image to video")
-    return remarks
-
-
-def _plan_frames(kind: Kind, media: Media, rules: Rules) -> FramePlan:
-    if kind == "image" or (media.source.codec == "gif" and len(media.times) == 1):  # a GIF of one frame is a still
-        return FramePlan((0,), "image, 1 frame")
-    return decide_frames(
-        media.times,
-        end=media.end,
-        source_fps=media.source.fps,
-        target_fps=rules.target_fps,
-        rules=rules.frames,
-        legal_frames=rules.legal_frames,
-    )
-
-
-def _dropped(
-    file: Path,
-    kind: Kind,
-    source: Source | None,
-    rules: Rules,
-    troubles: list[Trouble],
-    remarks: tuple[str, ...] = (),
-) -> ClipRow:
-    return ClipRow(
-        dataset=rules.dataset,
-        file=file,
-        kind=kind,
-        decision="dropped",
-        reason="; ".join([*(trouble.reason for trouble in troubles), *remarks]),
-        fix="; ".join(trouble.fix for trouble in troubles),
-        source=source,
-        sample=None,
-        cause=", ".join(dict.fromkeys(trouble.cause for trouble in troubles)),
-    )
-
-
-def _unreadable_folder(folder: Path, rules: Rules) -> ClipRow:
+def _unreadable_folder(folder: Path, decider: Decider) -> ClipRow:
     trouble = Trouble(
         "the folder cannot be listed: no read permission",
         "give yourself read and execute permission (chmod u+rx), or move it away",
         "no permission",
     )
-    return _dropped(folder, "video", None, rules, [trouble])
+    return decider.dropped(folder, "video", None, [trouble])
 
 
-def _discover(dataset: DatasetConfig) -> Discovery:
+def _folder(dataset: DatasetConfig, config: TrainConfig) -> Path:
+    """Where a dataset's files lie; a repository is downloaded first."""
+    if dataset.type == "huggingface":
+        from tunerkit.data.hub import local_folder
+
+        return local_folder(dataset, config)
     if dataset.instance_data_dir is None:
         raise DatasetError(
             f"dataset '{dataset.id}': instance_data_dir is not set. Fix: set instance_data_dir to the folder "
             f"that holds the clips."
         )
-    return discover(Path(dataset.instance_data_dir), dataset.id)
+    return Path(dataset.instance_data_dir)
 
 
 def _legal_frames(dataset: DatasetConfig, family: Family) -> Callable[[int], int]:
@@ -284,4 +275,6 @@ def _size_rules(dataset: DatasetConfig, config: TrainConfig) -> SizeRules:
         target_downsample_size=dataset.target_downsample_size,
         minimum_aspect_ratio=dataset.minimum_aspect_ratio,
         maximum_aspect_ratio=dataset.maximum_aspect_ratio,
+        crop_aspect_buckets=tuple(dataset.crop_aspect_buckets or ()),
+        max_upscale_threshold=dataset.max_upscale_threshold,
     )

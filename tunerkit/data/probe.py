@@ -9,6 +9,7 @@ all.
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import math
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ import av
 import av.error
 import numpy as np
 from av.stream import Disposition
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tunerkit.data.discover import kind_of
 from tunerkit.data.frames import clip_end
+from tunerkit.data.media import STILL, Clock, Media, UnreadableMedia
 from tunerkit.data.samples import Kind, Source
-from tunerkit.errors import DatasetError
 
+LFS_POINTER = b"version https://git-lfs"
 EDGE_BYTES = 64 * 1024
 WHOLE_BYTES = 1024 * 1024
 
@@ -35,41 +37,10 @@ LOCAL_FILES_ONLY = {"protocol_whitelist": "file"}
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 """Transfer functions of high dynamic range by their number in ITU-T H.273."""
 
-
-class UnreadableMedia(DatasetError):  # noqa: N818 - named for what it says about a file
-    """A media file cannot be used.
-
-    Args:
-        file: the file.
-        reason: what is wrong with it.
-        fix: what to do about it.
-        cause: the reason in a few words, shared by all files with the same trouble.
-    """
-
-    def __init__(self, file: Path, reason: str, fix: str, cause: str = "unreadable") -> None:
-        self.file, self.reason, self.fix, self.cause = file, reason, fix, cause
-        super().__init__(f"{file}: {reason}. Fix: {fix}")
-
-
-@dataclass(frozen=True)
-class Media:
-    """A file that can be read.
-
-    Attributes:
-        source: its facts.
-        times: presentation time of each frame in seconds, ascending; `(0.0,)` for an image.
-        end: when the last frame leaves the screen, in seconds on the clock of `times`.
-        timed: whether decoded frames carry `times`; without usable timestamps they are counted at a constant rate.
-        remarks: what a person should know about the file.
-        damaged: whether the file ends before its own end.
-    """
-
-    source: Source
-    times: tuple[float, ...]
-    end: float
-    timed: bool
-    remarks: tuple[str, ...] = ()
-    damaged: bool = False
+PASSING_ERRORS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+)
+"""Errors of the machine or the disk, which say nothing about the file."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +73,7 @@ def read_media(path: Path, kind: Kind | None = None) -> Media:
 
     Raises:
         UnreadableMedia: it cannot be used; the message says why.
+        OSError: the machine or the disk failed, not the file.
     """
     try:
         if not path.is_file():
@@ -152,11 +124,11 @@ def _read_video(path: Path) -> Media:
     try:
         container = av.open(str(path), options=LOCAL_FILES_ONLY, metadata_errors="ignore")
     except av.error.FFmpegError as error:
-        if isinstance(error, PermissionError):
+        if _is_passing(error):
             raise
         raise UnreadableMedia(path, *_why_not_opened(path, error)) from None
     with container:
-        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+        if _holds_still(container):
             raise UnreadableMedia(
                 path,
                 f"it is a still image ({container.format.name.removesuffix('_pipe')}) under a video's name",
@@ -191,14 +163,14 @@ class _Packets:
     """The frames of a stream as its packets announce them.
 
     Attributes:
-        times: when each frame is shown, in seconds, ascending.
+        clock: when each frame is shown.
         last_duration: how long the last frame stays, in seconds; 0 where the file does not say.
         timed: whether decoded frames carry these times.
         complete: no packet is damaged and as many were read as the file declares.
         first_frame: the first frame that decodes.
     """
 
-    times: tuple[float, ...]
+    clock: Clock
     last_duration: float
     timed: bool
     complete: bool
@@ -221,7 +193,9 @@ def _read_packets(path: Path, container: Any, stream: Any) -> _Packets:
             packet = next(packets)
         except StopIteration:
             break
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if _is_passing(error):
+                raise
             complete = False
             break
         if packet.is_corrupt:
@@ -242,13 +216,13 @@ def _read_packets(path: Path, container: Any, stream: Any) -> _Packets:
             f"no frame can be decoded (codec {stream.codec_context.name})",
             "copy or export the clip again, for example as H.264 mp4",
         )
-    times, last_duration, timed = _clock(container, stream, shown, first)
-    return _Packets(times, last_duration, timed, complete and read >= stream.frames, first)
+    clock, last_duration, timed = _clock(container, stream, shown, first)
+    return _Packets(clock, last_duration, timed, complete and read >= stream.frames, first)
 
 
 def _clock(
     container: Any, stream: Any, shown: list[tuple[int | None, int | None, int]], first: av.VideoFrame
-) -> tuple[tuple[float, ...], float, bool]:
+) -> tuple[Clock, float, bool]:
     """When each frame is shown, how long the last one stays, and whether decoded frames carry these times.
 
     AVI stores no presentation times, and what the reader makes up for them is wrong with B-frames; its packets stand
@@ -259,11 +233,11 @@ def _clock(
     if container.format.name != "avi" and len(durations) == len(shown) and first.pts in durations:
         # Frames ahead of the first that decodes (they lean on pictures that were cut away) are never shown.
         ticks = sorted(pts for pts in durations if pts >= first.pts)
-        return tuple(pts * tick for pts in ticks), durations[ticks[-1]] * tick, True
+        return Clock.of(ticks, tick), durations[ticks[-1]] * tick, True
     slots = sorted({dts for _, dts, _ in shown if dts is not None})
     if len(slots) < len(shown):
         slots, tick = list(range(len(shown))), 1 / float(stream.average_rate or stream.guessed_rate or 25)
-    return tuple(slot * tick for slot in slots), tick, False
+    return Clock.of(slots, tick), tick, False
 
 
 def _is_hidden(packet: Any, stream: Any) -> bool:
@@ -273,7 +247,7 @@ def _is_hidden(packet: Any, stream: Any) -> bool:
 
 def _describe_video(path: Path, container: Any, stream: Any, packets: _Packets) -> Media:
     frame = packets.first_frame
-    times = packets.times
+    times = packets.clock.times
     count = len(times)
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     end = clip_end(times, packets.last_duration or (1 / rate if rate and count == 1 else None))
@@ -303,8 +277,8 @@ def _describe_video(path: Path, container: Any, stream: Any, packets: _Packets) 
         declared = f" of {stream.frames}" if stream.frames > count else ""
         remarks.append(f"the file is damaged or cut off: {count}{declared} frames can be read")
     if frame.color_trc in HDR_TRANSFERS:
-        remarks.append(f"HDR ({HDR_TRANSFERS[frame.color_trc]}): colours are taken without tone mapping")
-    return Media(source, times, end, packets.timed, tuple(remarks), damaged=not packets.complete)
+        remarks.append(f"HDR ({HDR_TRANSFERS[frame.color_trc]}): tone mapped to standard range")
+    return Media(source, packets.clock, end, packets.timed, tuple(remarks), damaged=not packets.complete)
 
 
 def _read_image(path: Path) -> Media:
@@ -314,22 +288,60 @@ def _read_image(path: Path) -> Media:
             name = (image.format or path.suffix[1:]).lower()
             pictures = getattr(image, "n_frames", 1)
             width, height = ImageOps.exif_transpose(image).size
-    except PermissionError:
-        raise
     except Exception as error:
-        # Pillow's readers raise errors of many types on damaged files.
-        text = _looks_like_text(path)
-        reason = text or f"it cannot be read as an image: {_first_line(error)}"
-        raise UnreadableMedia(
-            path, reason, "save the image again, as PNG or JPEG", "not an image" if text else "unreadable"
-        ) from None
+        if _is_passing(error):
+            raise
+        raise UnreadableMedia(path, *_why_no_image(path, error)) from None
     facts = path.stat()
     source = Source(width, height, 0.0, 1, 0.0, 0, False, name, facts.st_size, facts.st_mtime_ns, content_digest(path))
     remarks = (f"the first of {pictures} pictures",) if pictures > 1 else ()
-    return Media(source, (0.0,), 0.0, False, remarks)
+    return Media(source, STILL, 0.0, False, remarks)
+
+
+def _is_passing(error: Exception) -> bool:
+    return getattr(error, "errno", None) in PASSING_ERRORS
+
+
+def _why_no_image(path: Path, error: Exception) -> tuple[str, str, str]:
+    """Reason, fix and cause for an image that Pillow cannot read; its readers raise errors of many types."""
+    text = _looks_like_text(path)
+    if text:
+        return text, _text_fix(path, "image"), "not an image"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it claims more pixels than an image may have (178 million)", "make the image smaller", "too large"
+    if isinstance(error, UnidentifiedImageError):
+        if _opens_as_video(path):
+            return "it is a video under an image's name", "give it a video's extension, such as .mp4", "not an image"
+        return "it is damaged, or of no known image format", "save the image again, as PNG or JPEG", "unreadable"
+    reason = f"it cannot be read as an image: {_first_line(error)}"
+    return reason, "save the image again, as PNG or JPEG", "unreadable"
+
+
+def _opens_as_video(path: Path) -> bool:
+    try:
+        with av.open(str(path), options=LOCAL_FILES_ONLY, metadata_errors="ignore") as container:
+            return picture_stream(container) is not None and not _holds_still(container)
+    except (av.error.FFmpegError, OSError):
+        return False
+
+
+def _holds_still(container: Any) -> bool:
+    return container.format.name == "image2" or container.format.name.endswith("_pipe")
+
+
+def _text_fix(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    return "run `git lfs pull` in the dataset's folder" if pointer else f"replace it by the real {kind}"
 
 
 def _not_a_file(path: Path) -> tuple[str, str, str]:
+    if path.is_symlink():
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return "it is a link that leads back to itself", "remove the link or repair it", "broken link"
     if path.is_symlink() and not path.exists():
         return "it is a link to a file that does not exist", "remove the link or repair it", "broken link"
     if not path.exists():
@@ -341,7 +353,7 @@ def _why_not_opened(path: Path, error: Exception) -> tuple[str, str, str]:
     """Reason, fix and cause for a file that no reader accepts."""
     text = _looks_like_text(path)
     if text:
-        return text, "replace it by the real video", "not a video"
+        return text, _text_fix(path, "video"), "not a video"
     boxes = _mp4_boxes(path)
     if "ftyp" in boxes and "moov" not in boxes:
         return (
@@ -360,8 +372,8 @@ def _looks_like_text(path: Path) -> str:
     """What a file is when it holds text; empty when it does not."""
     with path.open("rb") as file:
         head = file.read(512)
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    if head.startswith(LFS_POINTER):
+        return "it is a Git LFS pointer, not the file itself (git lfs pull fetches it)"
     if b"\0" in head:
         return ""
     try:

@@ -9,13 +9,22 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
+from tunerkit.data.captions import CAUSES as CAPTION_CAUSES
 from tunerkit.data.frames import number
 from tunerkit.data.samples import ClipRow, Sample
+from tunerkit.data.thumbnails import thumbnail
 from tunerkit.errors import DatasetError
 
-HEADINGS = ("dataset", "file", "found", "used", "decision", "reason")
+HEADINGS = (
+    "dataset", "file", "found size", "fps", "frames", "duration", "audio",
+    "used frames", "span", "used size", "crop box", "bucket", "repeats", "caption", "decision", "reason",
+)  # fmt: skip
+FIX_HEADING = "what would change it"
+CAPTION_CHARACTERS = 40
+"""Characters of a caption in the table; `to_csv` writes it whole."""
 NAMED_FILES = 3
 """Files named per cause of drops in the summary; the table names all."""
 
@@ -29,20 +38,18 @@ class DatasetReport:
 
     def __init__(self, rows: Iterable[ClipRow]) -> None:
         self.rows = tuple(rows)
-        folders = {name: [row.file.parent for row in self.rows if row.dataset == name] for name in self.datasets}
-        self._roots = {name: Path(os.path.commonpath(paths)) for name, paths in folders.items()}
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """Ids of the datasets, in their order."""
         return tuple(dict.fromkeys(row.dataset for row in self.rows))
 
-    @property
+    @cached_property
     def samples(self) -> tuple[Sample, ...]:
-        """The samples of all used files, in the order of the rows."""
-        return tuple(row.sample for row in self.rows if row.sample is not None)
+        """The samples of all used files, one per window, in the order of the rows."""
+        return tuple(sample for row in self.rows for sample in row.samples)
 
-    @property
+    @cached_property
     def dropped(self) -> tuple[ClipRow, ...]:
         """The rows of the files that are not used."""
         return tuple(row for row in self.rows if row.decision == "dropped")
@@ -66,10 +73,12 @@ class DatasetReport:
     def summary(self) -> str:
         """One paragraph: files used, their buckets, seconds and captions, and why others are dropped."""
         samples = self.samples
+        used = [row for row in self.rows if row.samples]
         seconds = sum(sample.seconds for sample in samples)
-        captions = sum(len(sample.captions) for sample in samples)
+        captions = sum(len(row.samples[0].captions) for row in used)
         files = f"{len(self.rows)} file{'' if len(self.rows) == 1 else 's'}"
-        parts = [f"{files}: {len(samples)} used, {len(self.dropped)} dropped."]
+        windows = f" ({len(samples)} windows)" if len(samples) > len(used) else ""
+        parts = [f"{files}: {len(used)} used{windows}, {len(self.dropped)} dropped."]
         if samples:
             buckets = Counter(sample.bucket for sample in samples)
             listed = ", ".join(f"{bucket} ({count})" for bucket, count in sorted(buckets.items()))
@@ -94,11 +103,24 @@ class DatasetReport:
                 text.append(f"{indent}fix: {_one_line(row.fix)}")
         return "\n".join(text)
 
-    def to_html(self) -> str:
-        """The summary and the table as HTML; every text from files and settings is escaped."""
-        head = "".join(f"<th style='text-align:left'>{heading}</th>" for heading in HEADINGS)
-        body = "".join(self._html_row(row) for row in self.rows)
-        return f"<p>{html.escape(self.summary())}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    def to_html(self, rows: int | None = None, thumbnails: bool = False) -> str:
+        """The summary and the table as HTML; every text from files and settings is escaped.
+
+        Args:
+            rows: show no more than this many, the dropped ones first, and say how many are left out; None = all, in
+                their order.
+            thumbnails: with a small picture of what is used of each file; it is decoded now.
+        """
+        shown: Sequence[ClipRow] = self.rows
+        if rows is not None and len(shown) > rows:
+            shown = sorted(shown, key=lambda row: row.decision != "dropped")[:rows]
+        headings = [*HEADINGS, FIX_HEADING]
+        head = "".join(f"<th style='text-align:left'>{heading}</th>" for heading in [""] * thumbnails + headings)
+        body = "".join(self._html_row(row, thumbnails) for row in shown)
+        rest = len(self.rows) - len(shown)
+        more = f"<p>and {rest} more file{'' if rest == 1 else 's'}; to_csv writes all.</p>" if rest else ""
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<p>{html.escape(self.summary())}</p>{table}{more}"
 
     def to_csv(self, path: str | Path) -> Path:
         """Write every fact and decision, one line per file; returns the path."""
@@ -109,12 +131,18 @@ class DatasetReport:
             writer.writerows(_facts(row) for row in self.rows)
         return target
 
-    def show(self) -> None:
-        """Show the table: rendered in a notebook, printed elsewhere."""
+    def show(self, rows: int = 50, thumbnails: bool = True) -> None:
+        """Show the table: rendered in a notebook with pictures, printed elsewhere.
+
+        Args:
+            rows: files shown in a notebook, the dropped ones first where there are more.
+            thumbnails: in a notebook, with a small picture of what is used of each file.
+        """
         if _in_notebook():
             from IPython.display import display
 
-            display({"text/html": self.to_html(), "text/plain": f"{self.to_text()}\n{self.summary()}"}, raw=True)
+            page = self.to_html(rows, thumbnails)
+            display({"text/html": page, "text/plain": f"{self.to_text()}\n{self.summary()}"}, raw=True)
         else:
             print(self.to_text())
             print(self.summary())
@@ -131,23 +159,33 @@ class DatasetReport:
     def __iter__(self) -> Iterator[ClipRow]:
         return iter(self.rows)
 
+    @cached_property
+    def _roots(self) -> dict[str, str]:
+        """The folder that all files of a dataset lie in, by dataset."""
+        folders: dict[str, set[str]] = {}
+        for row in self.rows:
+            folders.setdefault(row.dataset, set()).add(os.path.dirname(row.file))
+        return {name: os.path.commonpath(paths) for name, paths in folders.items()}
+
     def _cells(self, row: ClipRow) -> tuple[str, ...]:
         file = os.path.relpath(row.file, self._roots[row.dataset])
-        cells = (row.dataset, file, _found(row), _used(row), row.decision, row.reason)
+        cells = (row.dataset, file, *_found(row), *_used(row), _caption(row), row.decision, row.reason)
         return tuple(_one_line(cell) for cell in cells)
 
-    def _html_row(self, row: ClipRow) -> str:
-        *cells, reason = self._cells(row)
-        if row.fix:
-            reason += f" Fix: {_one_line(row.fix)}"
-        data = "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in (*cells, reason))
+    def _html_row(self, row: ClipRow, thumbnails: bool) -> str:
+        texts = (*self._cells(row), _one_line(row.fix))
+        cells = [html.escape(text) for text in texts]
+        if thumbnails:
+            picture = thumbnail(row)
+            cells.insert(0, f"<img src='{picture}' alt=''>" if picture else "")
+        data = "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells)
         return f"<tr>{data}</tr>"
 
 
 CSV_COLUMNS: tuple[str, ...] = (
     "dataset", "file", "kind", "decision", "cause", "reason", "fix",
     "width", "height", "fps", "frames", "duration", "has_audio", "codec", "rotation", "digest",
-    "bucket", "used_frames", "first_frame", "last_frame", "used_fps", "used_seconds",
+    "bucket", "used_frames", "windows", "first_frame", "last_frame", "span", "used_fps", "used_seconds",
     "size", "resized", "crop", "repeats", "is_i2v", "captions", "caption",
 )  # fmt: skip
 
@@ -175,10 +213,12 @@ def _facts(row: ClipRow) -> dict[str, object]:
         facts |= {
             "bucket": sample.bucket,
             "used_frames": len(sample.frame_indices),
+            "windows": len(row.samples),
+            "span": _spans(row),
             "first_frame": sample.frame_indices[0],
             "last_frame": sample.frame_indices[-1],
             "used_fps": sample.fps,
-            "used_seconds": round(sample.seconds, 3),
+            "used_seconds": round(sum(sample.seconds for sample in row.samples), 3),
             "size": "{}x{}".format(*sample.size),
             "resized": "{}x{}".format(*sample.resized),
             "crop": "{},{}".format(*sample.crop),
@@ -206,18 +246,52 @@ def _common_fix(group: Sequence[ClipRow]) -> str:
     return fixes[0] if len(fixes) == 1 else f"for example, {fixes[0]}; each file's row has its own fix"
 
 
-def _found(row: ClipRow) -> str:
+def _found(row: ClipRow) -> tuple[str, ...]:
+    """Cells: size, frames per second, frames, duration, audio."""
     source = row.source
     if source is None:
-        return "-"
+        return ("-",) * 5
+    size = f"{source.width}x{source.height}"
     if row.kind == "image":
-        return f"{source.width}x{source.height}"
-    sound = ", sound" if source.has_audio else ""
-    return f"{source.width}x{source.height}, {number(source.fps)} fps, {source.frames} frames{sound}"
+        return (size, "-", "1", "-", "-")
+    audio = "yes" if source.has_audio else "no"
+    return (size, number(source.fps), str(source.frames), f"{source.duration:.2f} s", audio)
 
 
-def _used(row: ClipRow) -> str:
-    return row.sample.bucket if row.sample else "-"
+def _used(row: ClipRow) -> tuple[str, ...]:
+    """Cells: frames, span, size, crop box, bucket, repeats."""
+    sample = row.sample
+    if sample is None:
+        return ("-",) * 6
+    windows = len(row.samples)
+    frames = str(len(sample.frame_indices)) + (f" x {windows} windows" if windows > 1 else "")
+    if sample.alternatives > 1:
+        frames += ", one per visit"
+    (width, height), (x, y) = sample.size, sample.crop
+    box = f"{width}x{height} at {x},{y} of {sample.resized[0]}x{sample.resized[1]}"
+    return (frames, _spans(row) or "-", f"{width}x{height}", box, sample.bucket, str(sample.repeats))
+
+
+def _spans(row: ClipRow) -> str:
+    """The seconds of the clip that each window takes, on the file's own clock: `0.00-5.06 s`."""
+    if row.kind == "image" or row.source is None:
+        return ""
+    spans = []
+    for sample in row.samples:
+        # Frames without times are shown at a constant rate.
+        start = sample.frame_times[0] if sample.frame_times else sample.frame_indices[0] / (row.source.fps or 1.0)
+        spans.append(f"{start:.2f}-{start + sample.seconds:.2f}")
+    return ", ".join(spans) + " s" if spans else ""
+
+
+def _caption(row: ClipRow) -> str:
+    """The first caption and how many there are, or why there is none."""
+    if row.sample is None:
+        missing = [cause for cause in row.cause.split(", ") if cause in CAPTION_CAUSES]
+        return missing[0] if missing else "-"
+    first, *others = row.sample.captions
+    short = first if len(first) <= CAPTION_CHARACTERS else first[: CAPTION_CHARACTERS - 3].rstrip() + "..."
+    return f"{short} (+ {len(others)})" if others else short
 
 
 def _one_line(text: str) -> str:

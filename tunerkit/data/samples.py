@@ -42,8 +42,23 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """Which part of a clip is learned: a clip or still beside it, white = learned, black = ignored.
+
+    Attributes:
+        file: absolute path of the mask.
+        kind: a still holds for every frame; a clip's frames are taken by their number, like those of the sample.
+        digest: fast content hash of the file, hexadecimal.
+    """
+
+    file: Path
+    kind: Kind
+    digest: str
+
+
+@dataclass(frozen=True)
 class Sample:
-    """A clip or image with every decision about how it is used.
+    """A clip or image, or one window of a clip, with every decision about how it is used.
 
     Attributes:
         dataset: id of the dataset.
@@ -58,6 +73,10 @@ class Sample:
         is_i2v: whether the first frame may be given clean (image to video).
         frame_times: presentation time in seconds of each entry of `frame_indices`, by which a decoder
             recognises the frames. Empty where the file carries no usable timestamps: then frames are counted.
+        window: number of this window among those taken of the clip, from 0.
+        alternatives: above 1, the sample is one of so many windows of which every visit of the clip draws one
+            (`video.frame_sampling = "random"`); they stand one after the other. 1 = visited by itself.
+        mask: None = every position counts.
     """
 
     dataset: str
@@ -73,6 +92,9 @@ class Sample:
     repeats: int
     is_i2v: bool
     frame_times: tuple[float, ...] = ()
+    window: int = 0
+    alternatives: int = 1
+    mask: Mask | None = None
 
     @property
     def bucket(self) -> str:
@@ -98,7 +120,7 @@ class ClipRow:
         reason: for a used file what is taken of it, for a dropped one why not.
         fix: what to change so that a dropped file is used; empty for a used one.
         source: None where the file could not be read.
-        sample: None where the file is dropped.
+        samples: what is made of the file, one per window; empty where it is dropped.
         cause: a few words that dropped files with the same trouble share (`too short`); empty for a used one.
     """
 
@@ -109,5 +131,10 @@ class ClipRow:
     reason: str
     fix: str
     source: Source | None
-    sample: Sample | None
+    samples: tuple[Sample, ...] = ()
     cause: str = ""
+
+    @property
+    def sample(self) -> Sample | None:
+        """The first of `samples`; None where the file is dropped."""
+        return self.samples[0] if self.samples else None

@@ -109,6 +109,10 @@ class Family(ABC):
     """Pixel width and height must be multiples of this."""
     subfolders: ClassVar[Mapping[Component, tuple[str, ...]]]
     """Sub-folders of a checkpoint that each component is made of; they identify a cache entry's source."""
+    vae_fallbacks: ClassVar[tuple[str, ...]] = ("tiled",)
+    """Ways to encode in less memory that `save_vae_memory` knows, in the order in which they are tried, each on top of
+    those before: "tiled" (the picture in overlapping tiles), "chunked" (the clip in pieces of time; only for VAEs
+    that do not work so anyway). They change the latents a little, so they are part of a cache entry's name."""
 
     def legal_frames(self, count: int) -> int:
         """The largest frame count of the form `k * temporal_compression + 1` that is not above `count` (at least 1)."""
@@ -163,6 +167,16 @@ class Family(ABC):
     @abstractmethod
     def encode_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         """Clean normalised latents, float32 `[B, C, t, h, w]`, of pixels `[B, 3, T, H, W]` in [-1, 1]."""
+
+    def save_vae_memory(self, vae: Any, how: str) -> None:
+        """Make `vae` encode in less memory from now on, the way `how` of `vae_fallbacks`.
+
+        Raises:
+            ValueError: `how` is not known.
+        """
+        if how != "tiled":
+            raise ValueError(f"{self.name} does not know the fallback {how!r}")
+        vae.enable_tiling()
 
     # Training --------------------------------------------------------------------------------------------------
 

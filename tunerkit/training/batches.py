@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from tunerkit.cache.entries import Cache
+from tunerkit.cache.repair import rebuild_latents, rebuild_mask, rebuild_text
+from tunerkit.cache.store import CacheEntryError
 from tunerkit.data.sampler import BatchPlan, Draw
 from tunerkit.draws import generator
+from tunerkit.errors import TunerkitError
 from tunerkit.families.base import Batch, Family, TextKind
 
 if TYPE_CHECKING:
@@ -37,14 +41,28 @@ class Drawn:
         )
 
 
+def batch_plan(config: TrainConfig, samples: Sequence[Sample]) -> BatchPlan:
+    """The order of batches that the settings of a run and of its datasets ask for."""
+    return BatchPlan(
+        samples,
+        config.train_batch_size,
+        config.seed,
+        probabilities={dataset.id: dataset.probability for dataset in config.media_datasets},
+        sampling=config.data_backend_sampling,
+        batch_sizes={d.id: d.train_batch_size for d in config.media_datasets if d.train_batch_size is not None},
+        fill=config.allow_dataset_oversubscription,
+    )
+
+
 class BatchSource:
     """Batches of a run by number; the next one is read in a thread while the current one trains.
 
-    Draws are made on the CPU, so a run takes the same ones on every device.
+    Draws are made on the CPU, so a run takes the same ones on every device. A cache entry that is gone or damaged is
+    made anew on the way.
     """
 
     def __init__(self, config: TrainConfig, family: Family, cache: Cache, samples: Sequence[Sample]) -> None:
-        self.plan = BatchPlan(samples, config.train_batch_size, config.seed)
+        self.plan = batch_plan(config, samples)
         self._config, self._family, self.cache, self.samples = config, family, cache, samples
         self._texts: dict[tuple[str, TextKind], dict[str, torch.Tensor]] = {}
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tunerkit-batches")
@@ -66,19 +84,60 @@ class BatchSource:
         """Read batch `number` and make its draws: caption, dropout, first-frame conditioning, sigma, noise."""
         draw = self.plan.draw(number)
         samples = [self.samples[index] for index in draw.indices]
-        latents = torch.stack([self.cache.latents(sample) for sample in samples])
+        latents = torch.stack([self._latents(sample) for sample in samples])
         texts = [self._text(sample, number, place) for place, sample in enumerate(samples)]
         batch = Batch(
             latents=latents,
             text={key: torch.stack([text[key] for text in texts]) for key in texts[0]},
             fps=torch.tensor([sample.fps for sample in samples]),
             first_frame=self._first_frame(samples, number),
+            loss_mask=self._mask(samples, number, latents),
             names=tuple(sample.name for sample in samples),
         )
         seed = self._config.seed
         sigma = self._family.sample_sigmas(batch, generator(seed, "sigma", number))
         noise = torch.randn(latents.shape, generator=generator(seed, "noise", number))
         return Drawn(draw, batch, sigma, noise)
+
+    def single(self, sample: Sample) -> Batch:
+        """A batch of one sample without any draw: its first caption, its mask, its own first frame if it is I2V."""
+        text = self._cached_text(sample.captions[0], "positive")
+        latents = self._latents(sample)
+        return Batch(
+            latents=latents[None],
+            text={key: value[None] for key, value in text.items()},
+            fps=torch.tensor([sample.fps]),
+            first_frame=torch.tensor([True]) if sample.is_i2v else None,
+            loss_mask=None if sample.mask is None else self._weights(sample, latents)[None],
+            names=(sample.name,),
+        )
+
+    def _latents(self, sample: Sample) -> torch.Tensor:
+        try:
+            return self.cache.latents(sample)
+        except CacheEntryError as damage:
+            with _explained(damage):
+                return rebuild_latents(self._config, self._family, self.cache, sample)
+
+    def _weights(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
+        """Loss weights `[1, T, H, W]` of a sample with a mask."""
+        try:
+            return self.cache.mask(sample)
+        except CacheEntryError as damage:
+            with _explained(damage):
+                return rebuild_mask(self._family, self.cache, sample, latents)
+
+    def _mask(self, samples: Sequence[Sample], number: int, latents: torch.Tensor) -> torch.Tensor | None:
+        """Loss weights `[B, 1, T, H, W]`; 1 where a sample has no mask, or by chance goes without it."""
+        if not any(sample.mask for sample in samples):
+            return None
+        chance = torch.rand(len(samples), generator=generator(self._config.seed, "mask", number))
+        masked = chance < self._config.masked_loss_probability
+        weights = torch.ones(len(samples), 1, *latents.shape[2:])
+        for place, sample in enumerate(samples):
+            if sample.mask is not None and masked[place]:
+                weights[place] = self._weights(sample, latents[place])
+        return weights
 
     def _text(self, sample: Sample, number: int, place: int) -> dict[str, torch.Tensor]:
         source = generator(self._config.seed, "caption", number, place)
@@ -93,8 +152,15 @@ class BatchSource:
         if (text, kind) not in self._texts:
             if len(self._texts) >= 256:
                 self._texts.clear()
-            self._texts[text, kind] = self.cache.text(text, kind)
+            self._texts[text, kind] = self._read_text(text, kind)
         return self._texts[text, kind]
+
+    def _read_text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
+        try:
+            return self.cache.text(text, kind)
+        except CacheEntryError as damage:
+            with _explained(damage):
+                return rebuild_text(self._config, self._family, self.cache, text, kind)
 
     def _first_frame(self, samples: Sequence[Sample], number: int) -> torch.Tensor | None:
         """Which samples are conditioned on their own first frame: those of image-to-video datasets, by chance."""
@@ -104,3 +170,12 @@ class BatchSource:
         eligible = torch.tensor([sample.is_i2v for sample in samples])
         probability = self._config.first_frame_conditioning_probability
         return eligible & (chance < (1.0 if probability is None else probability))
+
+
+@contextlib.contextmanager
+def _explained(damage: CacheEntryError) -> Iterator[None]:
+    """Where an entry cannot be made anew, say what was wrong with it as well."""
+    try:
+        yield
+    except TunerkitError as error:
+        raise CacheEntryError(f"{damage}. It could not be made anew while training: {error}") from error

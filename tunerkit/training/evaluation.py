@@ -7,19 +7,17 @@ some steps. The idea is spacepxl's (demystifying-sd-finetuning); noise levels ar
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from tunerkit.draws import generator
-from tunerkit.families.base import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tunerkit.cache.entries import Cache
     from tunerkit.data.samples import Sample
+    from tunerkit.training.batches import BatchSource
     from tunerkit.training.engine import Engine
 
 NOISE_LEVELS = 8
@@ -27,7 +25,7 @@ SAMPLES = 4
 _SEED = 0  # not the run's seed: runs with different seeds stay comparable
 
 
-def evaluation_loss(engine: Engine, cache: Cache, samples: Sequence[Sample]) -> float:
+def evaluation_loss(engine: Engine, source: BatchSource, samples: Sequence[Sample]) -> float:
     """Mean loss of up to 4 evenly spread samples at 8 noise levels each; the model is in evaluation mode.
 
     Every sample counts equally. Captions are never dropped; nothing random is drawn from the run.
@@ -36,7 +34,7 @@ def evaluation_loss(engine: Engine, cache: Cache, samples: Sequence[Sample]) -> 
     losses: list[torch.Tensor] = []
     with engine.rendering(ema=False):
         for place, sample in enumerate(chosen):
-            batch = _single(cache, sample).to(engine.device)
+            batch = source.single(sample).to(engine.device)
             for level in range(NOISE_LEVELS):
                 noise = torch.randn(batch.latents.shape, generator=generator(_SEED, "evaluation", place, level))
                 sigma = torch.tensor([(level + 0.5) / NOISE_LEVELS])
@@ -49,14 +47,3 @@ def evaluation_loss(engine: Engine, cache: Cache, samples: Sequence[Sample]) -> 
                     ).total
                 )
     return float(torch.stack(losses).mean())
-
-
-def _single(cache: Cache, sample: Sample) -> Batch:
-    text = cache.text(sample.captions[0], "positive")
-    batch = Batch(
-        latents=cache.latents(sample)[None],
-        text={key: value[None] for key, value in text.items()},
-        fps=torch.tensor([sample.fps]),
-        names=(sample.name,),
-    )
-    return replace(batch, first_frame=torch.tensor([True])) if sample.is_i2v else batch

@@ -32,7 +32,17 @@ if TYPE_CHECKING:
 
 TRAINED = "trained.safetensors"
 _MUST_MATCH = ("family", "model_type", "base_model", "optimizer", "adapter")
-_SHOULD_MATCH = ("seed", "batch", "samples", "learning_rate", "precision", "conditioning", "clipping", "lora_dropout")
+_SHOULD_MATCH = (
+    "seed",
+    "batch",
+    "order",
+    "samples",
+    "learning_rate",
+    "precision",
+    "conditioning",
+    "clipping",
+    "lora_dropout",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Fingerprint:
         digest = hashlib.sha256()
         for sample in samples:
             facts = [sample.source.digest, sample.bucket, sample.fps, sample.is_i2v, sample.captions]
+            facts += [sample.frame_indices[0], sample.alternatives, sample.mask and sample.mask.digest]
             digest.update(json.dumps(facts).encode())
         base = component_identity(str(config.pretrained_model_name_or_path), ("transformer",), config.revision)
         return cls(
@@ -56,6 +67,7 @@ class Fingerprint:
                 "optimizer": config.optimizer,
                 "seed": config.seed,
                 "batch": [config.train_batch_size, config.gradient_accumulation_steps, processes],
+                "order": _order_facts(config),
                 "samples": {"clips": len(samples), "content": digest.hexdigest()},
                 "learning_rate": _rate_facts(config),
                 "precision": config.mixed_precision,
@@ -87,6 +99,17 @@ class Fingerprint:
         ]
 
 
+def _order_facts(config: TrainConfig) -> list[Any]:
+    """What, beside samples, batch size and seed, decides which sample is drawn when."""
+    shares = [[dataset.probability, dataset.train_batch_size] for dataset in config.media_datasets]
+    return [
+        config.data_backend_sampling if len(shares) > 1 else None,
+        config.allow_dataset_oversubscription,
+        shares,
+        config.masked_loss_probability,
+    ]
+
+
 def _rate_facts(config: TrainConfig) -> list[Any]:
     """What the learning rate of a step depends on; the length of the run only where the schedule decays."""
     constant = config.lr_scheduler.startswith("constant")
@@ -113,6 +136,7 @@ def _words(key: str) -> str:
         "family": "model_family",
         "base_model": "base model",
         "batch": "batch size, accumulation and processes",
+        "order": "dataset probabilities, dataset batch sizes or sampling",
         "samples": "the set of clips, sizes or captions",
         "learning_rate": "learning rate settings",
         "precision": "mixed_precision",

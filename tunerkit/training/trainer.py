@@ -103,8 +103,8 @@ class Trainer:
             remove_temporary(folder.path)  # what killed runs left; also finishes a replacement they had begun
         try:
             with processes.main_process_first():
-                samples = self._cached_samples(progress)
-            self._state = self._load(folder, samples, processes)
+                samples, evaluated = self._cached_samples(progress)
+            self._state = self._load(folder, samples, evaluated, processes)
             if self.config.resume_from_checkpoint:
                 self.load_checkpoint(self.config.resume_from_checkpoint, missing_ok=True)
             if processes.is_main_process:  # last: a refused resumption leaves the folder as it was
@@ -116,17 +116,20 @@ class Trainer:
             raise
         return self
 
-    def _cached_samples(self, progress: Progress | bool) -> list[Sample]:
-        """Usable samples whose latents are cached; fills the cache first."""
+    def _cached_samples(self, progress: Progress | bool) -> tuple[list[Sample], list[Sample]]:
+        """Usable samples whose latents are cached, of training and of evaluation; fills the cache first."""
         self.report = inspect_dataset(self.config)
         result = build_cache(self.config, report=self.report, progress=progress)
         failed = {failure.file for failure in result.failures}
         samples = [sample for sample in self.report.require_samples() if sample.file not in failed]
         if not samples:
             raise DatasetError(f"every clip failed while it was encoded:\n{result}")
-        return samples
+        held_out = inspect_dataset(self.config, purpose="eval").samples if self.config.eval_datasets else ()
+        return samples, [sample for sample in held_out if sample.file not in failed]
 
-    def _load(self, folder: RunFolder, samples: Sequence[Sample], processes: Any) -> _Loaded:
+    def _load(
+        self, folder: RunFolder, samples: Sequence[Sample], evaluated: Sequence[Sample], processes: Any
+    ) -> _Loaded:
         from tunerkit.training.batches import BatchSource
         from tunerkit.training.engine import Engine
         from tunerkit.training.state import Fingerprint
@@ -140,6 +143,9 @@ class Trainer:
 
             read_lora(engine, config.init_lora)
         cache = Cache(config, self.family)
+        source = BatchSource(config, self.family, cache, samples)
+        for remark in source.plan.remarks:
+            logger.warning("%s", remark)
         renderer = Renderer(config, self.family, cache, device, folder.path / "validation")
         if any(sample.is_i2v for sample in samples) and renderer.prompts and not renderer.has_images:
             logger.warning(
@@ -149,7 +155,8 @@ class Trainer:
         return _Loaded(
             folder=folder,
             engine=engine,
-            source=BatchSource(config, self.family, cache, samples),
+            source=source,
+            evaluated=evaluated or samples,
             renderer=renderer,
             fingerprint=Fingerprint.of(config, samples, processes.num_processes),
             processes=processes.num_processes,
@@ -173,7 +180,7 @@ class Trainer:
         if self.config.max_train_steps:
             return self.config.max_train_steps
         per_step = self.config.gradient_accumulation_steps * self.loaded.processes
-        batches = (self.config.num_train_epochs or 0) * self.loaded.source.plan.batches_per_epoch
+        batches = self.loaded.source.plan.first_batch(self.config.num_train_epochs or 0)
         return -(-batches // per_step)
 
     @property
@@ -367,11 +374,14 @@ class Trainer:
         return renderings
 
     def evaluation_loss(self) -> float:
-        """Loss at fixed samples, noise levels and noise: comparable between steps; logged to evaluation.jsonl."""
+        """Loss at fixed samples, noise levels and noise: comparable between steps; logged to evaluation.jsonl.
+
+        Measured on the datasets of `dataset_type = "eval"`, or on training samples where there are none.
+        """
         from tunerkit.training.evaluation import evaluation_loss
 
         loaded = self.loaded
-        loss = evaluation_loss(loaded.engine, loaded.source.cache, loaded.source.samples)
+        loss = evaluation_loss(loaded.engine, loaded.source, loaded.evaluated)
         if loaded.is_main:
             loaded.folder.log_evaluation({"step": self.global_step, "loss": loss})
         return loss
@@ -420,12 +430,15 @@ class _Loaded:
         folder: RunFolder,
         engine: Engine,
         source: BatchSource,
+        evaluated: Sequence[Sample],
         renderer: Renderer,
         fingerprint: Fingerprint,
         processes: int,
         rank: int,
     ) -> None:
         self.folder, self.engine, self.source, self.renderer = folder, engine, source, renderer
+        self.evaluated = evaluated
+        """What the evaluation loss is measured on: the eval datasets, else the training samples."""
         self.fingerprint, self.processes, self.rank = fingerprint, processes, rank
         self.metrics_continue = False
         """Whether metrics.jsonl ends where the trainer is."""

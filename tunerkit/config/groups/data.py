@@ -27,8 +27,13 @@ class DataSettings(Settings):
     vae_batch_size: int = _setting(1, "Clips encoded at a time.", ge=1)
     text_encoder_batch_size: int = _setting(1, "Captions encoded at a time.", ge=1)
     write_batch_size: int = _setting(128, "Accepted for compatibility: every cache file is written at once.", ge=1)
-    compress_disk_cache: bool = _setting(False, "Accepted for compatibility: cache files are never compressed.")
-    delete_problematic_images: bool = _setting(False, "Accepted for compatibility: no source file is ever deleted.")
+    compress_disk_cache: bool = _setting(False, "Compress cache files (zstd): a tenth smaller, slower to read.")
+    delete_problematic_images: bool = _setting(
+        False, "Remember files that cannot be decoded or encoded in a quarantine list, and leave them out from then on."
+    )
+    delete_quarantined_files: bool = _setting(
+        False, "With delete_problematic_images: really delete the source files that come into quarantine."
+    )
     delete_unwanted_images: bool = _setting(False, "Accepted for compatibility: no source file is ever deleted.")
     vae_cache_ondemand: bool = _setting(False, "Encode a clip when it is first used.")
     vae_cache_disable: bool = _setting(False, "Encode clips anew every time.")

@@ -1,0 +1,242 @@
+"""Encoding captions and clips in as much memory as there is: what does not fit is tried again in smaller ways."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tunerkit.devices import free_memory, run_device
+from tunerkit.errors import TunerkitError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.data.samples import Sample
+    from tunerkit.families.base import Family, TextKind
+
+logger = logging.getLogger("tunerkit")
+
+ON_CPU = "cpu"
+"""The last fallback of every family."""
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, HIP and MPS, where they raise a plain RuntimeError
+    "not enough memory",  # DefaultCPUAllocator
+    "can't allocate memory",  # the same allocator on other systems
+    "_STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
+)
+
+Loaded = TypeVar("Loaded")
+
+
+class EncodingError(TunerkitError):
+    """A clip could not be encoded.
+
+    Attributes:
+        clip_at_fault: False where other settings or more memory would do.
+    """
+
+    def __init__(self, message: str, *, clip_at_fault: bool) -> None:
+        super().__init__(message)
+        self.clip_at_fault = clip_at_fault
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of a GPU or of the machine, was short."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def load_where_it_fits(
+    load: Callable[[torch.device], Loaded], device: torch.device, what: str
+) -> tuple[Loaded, torch.device]:
+    """Load on `device`, or on the CPU when it does not fit; the second value says where it is."""
+    import torch
+
+    try:
+        return load(device), device
+    except Exception as error:
+        if device.type == ON_CPU or not is_out_of_memory(error):
+            raise
+    free_memory()  # outside of the handler: the error keeps what was loaded so far alive
+    logger.warning("%s does not fit on %s; it is loaded on the CPU, which is slower", what, device)
+    return load(torch.device(ON_CPU)), torch.device(ON_CPU)
+
+
+class LatentEncoder:
+    """A VAE that encodes clips the configured way, and in less memory where that fails.
+
+    The rungs of the ladder are the configured way, the family's `vae_fallbacks` one after the other, each on top of
+    those before, and the CPU. On each rung the batch is halved down to one clip before the next rung is tried. What
+    failed is remembered by its number of pixels: as large a batch starts further down at once, a smaller one from the
+    configured way again.
+    """
+
+    def __init__(self, config: TrainConfig, family: Family) -> None:
+        """Nothing is loaded before the first clip."""
+        self._config, self._family, self._device = config, family, run_device(config)
+        ways = [how for how in family.vae_fallbacks if not (how == "tiled" and config.vae_enable_tiling)]
+        self._rungs = ("", *ways, ON_CPU)
+        self._vae: Any = None
+        self._rung = 0
+        self._failed: dict[int, int] = {}
+        """Rung -> fewest pixels (of a whole batch) that did not fit."""
+
+    def close(self) -> None:
+        """Free the VAE."""
+        self._vae = None
+        free_memory()
+
+    def encode(self, clips: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, str] | EncodingError]:
+        """Encode clips of one shape.
+
+        Args:
+            clips: uint8 `[T, H, W, 3]` each, on the CPU.
+
+        Returns:
+            For each clip its clean normalised latents, float32 `[C, t, h, w]` on the CPU, and the fallback that made
+            them ("" = the configured way), or why there are none.
+        """
+        results: list[tuple[torch.Tensor, str] | EncodingError] = []
+        while len(results) < len(clips):
+            way = self._way(clips[0].numel(), len(clips) - len(results))
+            if way is None:
+                results += [self._too_large()] * (len(clips) - len(results))
+                break
+            rung, count = way
+            part = clips[len(results) : len(results) + count]
+            try:
+                latents = self._encode_at(rung, part)
+            except Exception as error:  # whatever one clip makes of the VAE must not end the job
+                if not is_out_of_memory(error):
+                    results += [_failure(error)] if count == 1 else [self.encode([clip])[0] for clip in part]
+                    continue
+                latents = None
+            if latents is None:
+                self._remember(rung, part)  # outside of the handler: the error keeps the tensors alive
+            else:
+                results += [(latent, self._rungs[rung]) for latent in latents]
+        return results
+
+    def _way(self, pixels: int, clips: int) -> tuple[int, int] | None:
+        """The first rung, and the most clips of `pixels` each, that are not known to be too much."""
+        for rung in range(len(self._rungs)):
+            limit = self._failed.get(rung)
+            count = clips
+            while count > 1 and limit is not None and count * pixels >= limit:
+                count //= 2
+            if limit is None or count * pixels < limit:
+                return rung, count
+        return None
+
+    def _encode_at(self, rung: int, clips: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        vae = self._at(rung)
+        # Bytes travel to the device: a quarter of the floats. [B, T, H, W, 3] -> [B, 3, T, H, W] in [-1, 1].
+        pixels = torch.stack(list(clips)).to(next(vae.parameters()).device)
+        scaled = pixels.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+        scaled.div_(127.5).sub_(1.0)
+        del pixels
+        return self._family.encode_latents(vae, scaled).float().cpu()
+
+    def _at(self, rung: int) -> Any:
+        """The VAE, brought to `rung`."""
+        if self._vae is None or rung < self._rung:
+            self._vae = None  # what saved memory cannot be undone in place
+            free_memory()
+            load = self._family.load_vae
+            self._vae, where = load_where_it_fits(lambda device: load(self._config, device), self._device, "the VAE")
+            self._rung = 0
+            if where != self._device:
+                self._failed.update(dict.fromkeys(range(len(self._rungs) - 1), 0))
+        for how in self._rungs[self._rung + 1 : rung + 1]:
+            if how == ON_CPU:
+                self._vae = self._vae.to(ON_CPU)
+                free_memory()
+            else:
+                self._family.save_vae_memory(self._vae, how)
+        self._rung = rung
+        return self._vae
+
+    def _remember(self, rung: int, clips: Sequence[torch.Tensor]) -> None:
+        free_memory()
+        pixels = clips[0].numel()
+        self._failed[rung] = min(len(clips) * pixels, self._failed.get(rung, len(clips) * pixels))
+        following = self._way(pixels, len(clips))
+        frames, height, width, _ = clips[0].shape
+        logger.warning(
+            "out of memory while encoding %dx%d, %d frames, with %s: %s",
+            width,
+            height,
+            frames,
+            _described(self._rungs[rung], len(clips)),
+            "given up" if following is None else f"now with {_described(self._rungs[following[0]], following[1])}",
+        )
+
+    def _too_large(self) -> EncodingError:
+        return EncodingError(
+            "out of memory even when encoded alone, with every way to save memory and on the CPU; lower resolution or "
+            "video.num_frames",
+            clip_at_fault=False,
+        )
+
+
+def encode_texts(
+    encoder: Any, family: Family, config: TrainConfig, texts: Sequence[str], kind: TextKind
+) -> list[dict[str, torch.Tensor]]:
+    """Text tensors of each text; where memory is short in halves, at last one by one on the CPU (and it stays there).
+
+    Raises:
+        Exception: what the family's encoder raises.
+    """
+    try:
+        return family.encode_text(encoder, texts, kind, config)
+    except Exception as error:
+        on_cpu = str(getattr(encoder, "device", ON_CPU)) == ON_CPU
+        if not is_out_of_memory(error) or (len(texts) == 1 and on_cpu):
+            raise
+    free_memory()
+    if len(texts) > 1:
+        logger.warning("out of memory while encoding %d captions: trying again with half of them", len(texts))
+        middle = len(texts) // 2
+        parts = (texts[:middle], texts[middle:])
+        return [tensors for part in parts for tensors in encode_texts(encoder, family, config, part, kind)]
+    logger.warning("out of memory while encoding a caption: the text encoder goes to the CPU, which is slower")
+    encoder.to(ON_CPU)
+    free_memory()
+    return encode_texts(encoder, family, config, texts, kind)
+
+
+def mask_weights(family: Family, sample: Sample, latents_shape: Sequence[int]) -> torch.Tensor:
+    """Weights of a sample's mask on the latent grid, float32 `[1, t, h, w]` in [0, 1].
+
+    Args:
+        latents_shape: `(C, t, h, w)` of the sample's latents.
+
+    Raises:
+        EncodingError: the mask cannot be used.
+    """
+    import torch
+
+    from tunerkit.data.masks import decode_mask, latent_weights
+
+    _, frames, height, width = latents_shape
+    try:
+        weights = latent_weights(decode_mask(sample), frames, height, width, family.temporal_compression)
+    except Exception as error:  # whatever the decoder makes of a bad mask
+        raise EncodingError(f"its mask cannot be used: {error}", clip_at_fault=False) from error
+    return torch.from_numpy(weights)
+
+
+def _failure(error: Exception) -> EncodingError:
+    return EncodingError(f"the VAE refused it: {type(error).__name__}: {error}", clip_at_fault=False)
+
+
+def _described(rung: str, clips: int) -> str:
+    ways = {"": "the settings as given", "tiled": "tiling", "chunked": "chunks of time", ON_CPU: "the VAE on the CPU"}
+    return f"{ways.get(rung, rung)}, {clips} at a time"
