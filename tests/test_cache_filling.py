@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,14 @@ MakeConfig = Callable[..., tk.TrainConfig]
 def test_windows_of_one_clip_are_decoded_in_one_pass_and_are_right(make_config: MakeConfig, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "long.mp4", 60, fps=16, size=(128, 64))
     sample = tk.inspect_dataset(make_config()).samples[0]
-    base = replace(sample, file=clip, size=(128, 64), resized=(128, 64), crop=(0, 0))
+    base = sample._replace(file=clip, size=(128, 64), resized=(128, 64), crop=(0, 0))
     spans = [tuple(range(start, start + 9)) for start in (0, 5, 40)]
     windows = [
-        replace(base, frame_indices=span, frame_times=tuple(i / 16 for i in span), window=n)
+        base._replace(frame_indices=span, frame_times=tuple(i / 16 for i in span), window=n)
         for n, span in enumerate(spans)
     ]
     seen: list[int] = []
-    with DecodeAhead(iter([*windows, replace(windows[0], file=tmp_path / "none.mp4")])) as decoded:
+    with DecodeAhead(iter([*windows, windows[0]._replace(file=tmp_path / "none.mp4")])) as decoded:
         for item in decoded:
             assert item is not None
             if isinstance(item[1], torch.Tensor):
@@ -52,7 +51,7 @@ def test_windows_of_one_clip_are_decoded_in_one_pass_and_are_right(make_config: 
             else:
                 assert "none.mp4" in str(item[1])
     assert seen == [0, 1, 2]
-    beyond = replace(windows[2], frame_indices=(70,), frame_times=(70 / 16,))
+    beyond = windows[2]._replace(frame_indices=(70,), frame_times=(70 / 16,))
     good, bad = decode_together([windows[0], beyond])
     assert isinstance(good, torch.Tensor)
     assert isinstance(bad, Exception)
@@ -68,7 +67,7 @@ def test_decoding_ahead_is_bounded_in_bytes(make_config: MakeConfig, monkeypatch
         nonlocal taken
         for number in range(6):
             taken += 1
-            yield replace(sample, crop=(0, 0), fps=sample.fps + number, file=sample.file, window=0, repeats=number)
+            yield sample._replace(crop=(0, 0), fps=sample.fps + number, file=sample.file, window=0, repeats=number)
 
     monkeypatch.setattr("tunerkit.cache.decode_ahead.TOGETHER_BYTES", 0)
     with DecodeAhead(source()) as decoded:
@@ -212,7 +211,7 @@ def test_masks_are_cached_with_the_clips_and_later(make_config: MakeConfig, proj
         Image.new("L", (sample.source.width, sample.source.height), 255).save(still)
         still.write_bytes(still.read_bytes() + bytes([number]))  # equal masks would share an entry
         mask = Mask(still, "image", content_digest(still))
-        masked.append(replace(row, samples=(replace(sample, mask=mask),)))
+        masked.append(row._replace(samples=(sample._replace(mask=mask),)))
     report = DatasetReport(masked)
     cache = Cache(config, family)
     for clear in (False, True):

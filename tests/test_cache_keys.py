@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,8 +55,8 @@ GEOMETRY = {
     "crop y": {"crop": (11, 1)},
 }
 OF_THE_CLIP = {
-    "content": {"source": replace(SOURCE, digest="ac" * 32)},
-    "rotation": {"source": replace(SOURCE, rotation=90)},
+    "content": {"source": SOURCE._replace(digest="ac" * 32)},
+    "rotation": {"source": SOURCE._replace(rotation=90)},
     "kind": {"kind": "image"},
 }
 OF_THE_MASK = {
@@ -65,7 +64,7 @@ OF_THE_MASK = {
     "mask kind": {"mask": Mask(Path("/a/mask.png"), "video", "cd" * 32)},
 }
 OF_NEITHER = {
-    "date": {"source": replace(SOURCE, mtime_ns=99)},
+    "date": {"source": SOURCE._replace(mtime_ns=99)},
     "place": {"file": Path("/b/other name.mp4")},
     "caption": {"captions": ("another",)},
     "rest": {"repeats": 3, "is_i2v": True, "fps": 24.0, "window": 2, "alternatives": 4},
@@ -81,11 +80,11 @@ def test_a_name_changes_with_what_shapes_its_entry_and_nothing_else(namer: Entry
         (OF_NEITHER, False, False),
     ):
         for what, change in changes.items():
-            other = replace(SAMPLE, **change)  # pyright: ignore[reportArgumentType]
+            other = SAMPLE._replace(**change)  # pyright: ignore[reportArgumentType]
             assert (namer.latents(other) != namer.latents(SAMPLE)) == latents_change, what
             assert (namer.mask(other) != namer.mask(SAMPLE)) == mask_changes, what
     with pytest.raises(ValueError, match=r"clip\.mp4 has no mask"):
-        namer.mask(replace(SAMPLE, mask=None))
+        namer.mask(SAMPLE._replace(mask=None))
 
 
 def test_kinds_fallbacks_and_texts_never_share_a_name(namer: EntryNamer) -> None:
@@ -196,14 +195,14 @@ geometry = st.tuples(st.lists(st.integers(0, 120), min_size=1, max_size=6).map(t
 @given(left=geometry, right=geometry)
 def test_different_geometry_different_name(plain_namer: EntryNamer, left: tuple, right: tuple) -> None:
     keywords = ("frame_indices", "size", "resized", "crop")
-    one, other = (replace(SAMPLE, **dict(zip(keywords, values, strict=True))) for values in (left, right))
+    one, other = (SAMPLE._replace(**dict(zip(keywords, values, strict=True))) for values in (left, right))
     assert (plain_namer.latents(one) == plain_namer.latents(other)) == (left == right)
     assert (plain_namer.mask(one) == plain_namer.mask(other)) == (left == right)
 
 
 def test_naming_and_looking_up_many_samples_is_fast(plain_namer: EntryNamer) -> None:
     samples = [
-        replace(SAMPLE, source=replace(SOURCE, digest=f"{n:064x}"), frame_indices=tuple(range(n % 3, n % 3 + 81)))
+        SAMPLE._replace(source=SOURCE._replace(digest=f"{n:064x}"), frame_indices=tuple(range(n % 3, n % 3 + 81)))
         for n in range(10_000)
     ]
     started = time.perf_counter()
@@ -217,7 +216,7 @@ def test_latents_are_found_under_the_configured_name_first_and_then_the_fallback
 ) -> None:
     config = tk.resolve(make_config(cache_dir=str(tmp_path), **{"datasets.0.cache_dir_vae": None}))
     cache = Cache(config, SANA)
-    sample = replace(SAMPLE, dataset=config.media_datasets[0].id)
+    sample = SAMPLE._replace(dataset=config.media_datasets[0].id)
     assert not cache.has_latents(sample)
     assert cache.without_latents([sample]) == [sample]
     for value, fallback in enumerate(("cpu", "chunked", "tiled", "")):

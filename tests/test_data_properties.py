@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,7 @@ def datasets(draw: st.DrawFn) -> list[Sample]:
                 repeats,
                 False,
             )
-            samples += [replace(made, window=number, alternatives=alternatives) for number in range(alternatives)]
+            samples += [made._replace(window=number, alternatives=alternatives) for number in range(alternatives)]
     return samples
 
 

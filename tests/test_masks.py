@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def sample_of(clip: Path, indices: tuple[int, ...], mask: Path | None = None, **
     times = tuple(media.times[index] for index in indices)
     sample = Sample("clips", clip, "video", ("",), media.source, indices, 16.0, size, size, (0, 0), 0, False, times)
     kind = "image" if mask and mask.suffix == ".png" else "video"
-    return replace(sample, mask=mask and Mask(mask, kind, content_digest(mask)), **changes)
+    return sample._replace(mask=mask and Mask(mask, kind, content_digest(mask)), **changes)
 
 
 def row_of(file: Path, dataset: str = "clips", samples: tuple[Sample, ...] = ()) -> ClipRow:
@@ -238,7 +237,7 @@ def test_masks_go_by_path_and_then_by_name(tmp_path: Path, caplog: pytest.LogCap
 def test_other_datasets_and_dropped_rows_pass_through(tmp_path: Path) -> None:
     white(tmp_path / "masks" / "x.png")
     plain = row_of(clip(tmp_path, "p.mp4", folder="plain"), "plain")
-    dropped = replace(row_of(clip(tmp_path, "x.mp4")), decision="dropped", reason="too short", samples=())
+    dropped = row_of(clip(tmp_path, "x.mp4"))._replace(decision="dropped", reason="too short", samples=())
     rows = [plain, dropped]
     linked = link_masks(rows, config_of(tmp_path))
     assert linked[0] is plain

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ def sample(name: str, dataset: str = "clips", **changes: Any) -> Sample:
     made = Sample(
         dataset, Path("/") / name, "video", (name,), SOURCE, (0, 1, 2, 3, 4), 16.0, (64, 32), (64, 36), (0, 2), 0, False
     )
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 def clips(count: int, dataset: str = "clips", **changes: Any) -> list[Sample]:

@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,8 +113,7 @@ def decode_together(samples: Sequence[Sample]) -> list[torch.Tensor | Exception]
     if len(samples) == 1:
         return [alone(samples[0])]
     times = dict(sorted(pair for sample in samples for pair in zip(*_frame_keys(sample), strict=True)))
-    whole = replace(
-        samples[0],
+    whole = samples[0]._replace(
         frame_indices=tuple(times),
         frame_times=tuple(times.values()) if samples[0].frame_times else (),
     )

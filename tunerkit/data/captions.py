@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -30,11 +31,16 @@ class CaptionRules:
     disable_multiline_split: bool = False
 
     @property
+    def prompt(self) -> str:
+        """The instance prompt; empty where there is none."""
+        return (self.instance_prompt or "").strip()
+
+    @cached_property
     def prompt_only(self) -> bool:
         """Whether the caption is the instance prompt and nothing else."""
         return self.caption_strategy == "instanceprompt" or self.only_instance_prompt
 
-    @property
+    @cached_property
     def reads_text(self) -> bool:
         """Whether captions come from text files."""
         return self.caption_strategy == "textfile" and not self.prompt_only
@@ -68,11 +74,13 @@ def read_captions(media: Path, rules: CaptionRules, text: str | None = None) -> 
         CaptionError: the text file is missing, unreadable, empty or no UTF-8 text, or the name holds no
         words.
     """
-    prompt = (rules.instance_prompt or "").strip()
-    if rules.prompt_only:
-        return (prompt,)
-    captions = _from_text(media, rules, text) if rules.reads_text else _from_name(media)
-    return tuple(f"{prompt} {caption}" for caption in captions) if rules.prepend_instance_prompt else captions
+    if rules.reads_text:
+        captions = _from_text(media, rules, text)
+    elif rules.prompt_only:
+        return (rules.prompt,)
+    else:
+        captions = _from_name(media)
+    return tuple(f"{rules.prompt} {caption}" for caption in captions) if rules.prepend_instance_prompt else captions
 
 
 def _from_name(media: Path) -> tuple[str, ...]:
@@ -90,7 +98,7 @@ def _from_text(media: Path, rules: CaptionRules, text: str | None) -> tuple[str,
     if text is None:
         text = read_text(media.with_suffix(".txt"))
     lines = [text] if rules.disable_multiline_split else text.split("\n")
-    captions = tuple(stripped for line in lines if (stripped := line.strip()))
+    captions = tuple([stripped for line in lines if (stripped := line.strip())])
     if not captions:
         name = media.with_suffix(".txt").name
         raise CaptionError(f"the caption file {name} is empty", f"write what the clip shows into {name}", EMPTY)

@@ -145,7 +145,8 @@ class Decider:
         rules = self.rules
         count = len(windows.plan.windows)
         alternatives = count if rules.frames.frame_sampling == "random" else 1
-        return tuple(
+        # By a list, not a generator: these lines run once per file of a dataset of any size.
+        samples = [
             Sample(
                 dataset=rules.dataset,
                 file=found.file,
@@ -165,7 +166,8 @@ class Decider:
                 alternatives=alternatives,
             )
             for number, indices in enumerate(windows.plan.windows)
-        )
+        ]
+        return tuple(samples)
 
     def _plan_windows(self, kind: Kind, media: Media) -> _Windows:
         # Clips of one encoder and length share their timestamps, and then everything that follows from them.

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +21,7 @@ from tunerkit.data.discover import Discovery, Found, caption_name, discover
 from tunerkit.data.frames import FrameRules
 from tunerkit.data.geometry import SizeRules
 from tunerkit.data.media import Media, UnreadableMedia
-from tunerkit.data.media_memory import MediaMemory, many_objects
+from tunerkit.data.media_memory import MediaMemory, garbage_collection
 from tunerkit.data.probe import read_media
 from tunerkit.data.quarantine import Quarantine
 from tunerkit.data.report import DatasetReport
@@ -44,6 +43,7 @@ SAVE_SECONDS = 5.0
 Purpose = Literal["train", "eval"]
 
 
+@garbage_collection(False)
 def inspect_dataset(config: TrainConfig, purpose: Purpose = "train") -> DatasetReport:
     """Decide about every file of the enabled datasets of a resolved config.
 
@@ -74,8 +74,7 @@ def inspect_dataset(config: TrainConfig, purpose: Purpose = "train") -> DatasetR
     for dataset in datasets:
         try:
             folder = _folder(dataset, config)
-            with many_objects():
-                plans.append((dataset, rules_of(dataset, config, family), folder, discover(folder, dataset.id)))
+            plans.append((dataset, rules_of(dataset, config, family), folder, discover(folder, dataset.id)))
         except DatasetError as error:
             wrong.append(str(error))
     if wrong:
@@ -140,12 +139,11 @@ def _decide_all(files: Sequence[Found], decider: Decider, quarantine: Quarantine
     """A row per file, in their order; what was found is kept, also when the program is stopped on the way."""
     memory = decider.memory
     try:
-        with many_objects():
-            barred = {found.name: row for found in files if (row := _barred(found, decider, quarantine))}
-            known = {found.name: memory.media(found.name, found.stamp, found.file) for found in files}
-        _probe([found for found in files if known[found.name] is None and found.name not in barred], known, memory)
-        with many_objects():
-            rows = [_row(found, known.pop(found.name), barred, decider) for found in files]
+        barred = {found.name: row for found in files if (row := _barred(found, decider, quarantine))}
+        known = {found.name: memory.media(found.name, found.stamp, found.file) for found in files}
+        if unknown := [found for found in files if known[found.name] is None and found.name not in barred]:
+            _probe(unknown, known, memory)
+        rows = [_row(found, known.pop(found.name), barred, decider) for found in files]
         memory.retain({found.name for found in files}, {caption_name(found.name) for found in files})
         return rows
     finally:
@@ -165,7 +163,7 @@ def _barred(found: Found, decider: Decider, quarantine: Quarantine) -> ClipRow |
             "set dataset_type to video, where images are 1-frame clips, or move the file",
             "not an image",
         )
-    elif reason := quarantine.reason_of(str(found.file), found.stamp):
+    elif reason := quarantine.reason_of(found.file, found.stamp):
         trouble = Trouble(
             f"in quarantine: {reason}",
             f"replace the file by one that plays, or take it off the list by removing its line from {quarantine.path}",
@@ -174,10 +172,9 @@ def _barred(found: Found, decider: Decider, quarantine: Quarantine) -> ClipRow |
     return decider.dropped(found.file, found.kind, None, [trouble]) if trouble else None
 
 
+@garbage_collection(True)
 def _probe(files: Sequence[Found], known: dict[str, Media | UnreadableMedia | None], memory: MediaMemory) -> None:
     """Look at files side by side; what was found goes into `known` and into the memory."""
-    if not files:
-        return
     pool = ThreadPoolExecutor(PROBE_WORKERS)
     try:
         waiting: dict[Future[tuple[Media | UnreadableMedia, bool]], Found] = {
@@ -220,8 +217,7 @@ def _limit(rows: list[ClipRow], files: Sequence[Found], limit: int | None) -> li
         return rows
     drawn = sorted(used, key=lambda place: hashlib.sha256(os.fsencode(files[place].name)).digest())
     for place in drawn[limit:]:
-        rows[place] = replace(
-            rows[place],
+        rows[place] = rows[place]._replace(
             decision="dropped",
             reason=f"not among the {limit} of {len(used)} usable files drawn for max_num_samples = {limit}",
             fix=f"set max_num_samples to {len(used)} or more, or remove it",

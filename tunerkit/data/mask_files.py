@@ -12,7 +12,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -281,12 +281,12 @@ def _with_mask(row: ClipRow, found: Found, source: Source | _Missing) -> ClipRow
     clip = row.samples[0].source
     if kind == "video" and source.frames != clip.frames:
         remark += f" ({source.frames} frames where the clip has {clip.frames}: they go together by number)"
-    samples = tuple(replace(sample, mask=mask) for sample in row.samples)
-    return replace(row, reason=f"{row.reason}; {remark}", samples=samples)
+    samples = tuple(sample._replace(mask=mask) for sample in row.samples)
+    return row._replace(reason=f"{row.reason}; {remark}", samples=samples)
 
 
 def _dropped(row: ClipRow, why: _Missing) -> ClipRow:
-    return replace(row, decision="dropped", reason=why.reason, fix=why.fix, cause=why.cause, samples=())
+    return row._replace(decision="dropped", reason=why.reason, fix=why.fix, cause=why.cause, samples=())
 
 
 def _report_unused(folder: _MaskFolder, used: set[Path]) -> None:

@@ -8,8 +8,6 @@ The VAEs are causal in time: latent frame 0 stands for pixel frame 0 alone, late
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from tunerkit.data.decode import decode
@@ -42,8 +40,7 @@ def decode_mask(sample: Sample) -> np.ndarray:
     if refusal is not None:
         raise refusal
     still = mask.kind == "image"
-    picture = replace(
-        sample,
+    picture = sample._replace(
         file=mask.file,
         kind=mask.kind,
         source=source,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,8 +70,7 @@ STILL = Clock(1.0)
 """An image: one frame at 0."""
 
 
-@dataclass(frozen=True)
-class Media:
+class Media(NamedTuple):
     """A file that can be read.
 
     Attributes:

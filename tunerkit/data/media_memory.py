@@ -50,15 +50,24 @@ _warned: set[str] = set()
 
 
 @contextlib.contextmanager
-def many_objects() -> Iterator[None]:
-    """While very many objects are made that all stay, without looking for garbage among them: a third of the time."""
-    collects = gc.isenabled()
-    gc.disable()
+def garbage_collection(on: bool) -> Iterator[None]:
+    """With or without Python's search for garbage among the objects that exist.
+
+    It is a third of the time wherever very many objects are made that all stay, and finds nothing there.
+    """
+    before = gc.isenabled()
+    _collect_garbage(on)
     try:
         yield
     finally:
-        if collects:
-            gc.enable()
+        _collect_garbage(before)
+
+
+def _collect_garbage(on: bool) -> None:
+    if on:
+        gc.enable()
+    else:
+        gc.disable()
 
 
 class MediaMemory:
@@ -187,7 +196,7 @@ class MediaMemory:
         """Take over what stands in the file and is not known yet."""
         if self.path is None or (state := self._state()) is None or state == self._seen:
             return
-        with many_objects():
+        with garbage_collection(False):
             value = _read(self.path)
         self._seen = state
         if value is None or value["header"] != self._header:

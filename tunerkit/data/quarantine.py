@@ -45,9 +45,9 @@ class Quarantine:
 
     def reason(self, file: Path) -> str | None:
         """Why an unchanged file is quarantined; None where it is not."""
-        return self.reason_of(str(file), _stamp(file)) if self._reasons else None
+        return self.reason_of(file, _stamp(file)) if self._reasons else None
 
-    def reason_of(self, file: str, stamp: Stamp | None) -> str | None:
+    def reason_of(self, file: Path, stamp: Stamp | None) -> str | None:
         """As `reason`, for a file whose size and time are known."""
         if not self._reasons or stamp is None:
             return None
@@ -60,7 +60,7 @@ class Quarantine:
             OSError: the list cannot be written; then the file stays.
         """
         stamp = _stamp(file)
-        if self.path is None or stamp is None or self.reason_of(str(file), stamp):
+        if self.path is None or stamp is None or self.reason_of(file, stamp):
             return
         key = (os.path.abspath(file), *stamp)
         record = dict(zip(("file", "size", "mtime_ns", "reason"), (*key, reason), strict=True))

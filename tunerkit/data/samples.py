@@ -1,10 +1,14 @@
-"""What is decided about data: a source file, the sample made of it, and the row that explains it."""
+"""What is decided about data: a source file, the sample made of it, and the row that explains it.
+
+They are tuples: a large dataset has hundreds of thousands of them, which are made five times as fast as frozen
+dataclasses.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["video", "image"]
 Decision = Literal["used", "dropped"]
@@ -12,8 +16,7 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """What was found in a media file.
 
     Attributes:
@@ -56,8 +59,7 @@ class Mask:
     digest: str
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A clip or image, or one window of a clip, with every decision about how it is used.
 
     Attributes:
@@ -112,8 +114,7 @@ class Sample:
         return len(self.frame_indices) / self.fps if self.kind == "video" else 0.0
 
 
-@dataclass(frozen=True)
-class ClipRow:
+class ClipRow(NamedTuple):
     """One file of a dataset: what was decided and why.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import replace
 
 from PIL import Image
 
@@ -24,8 +23,7 @@ def thumbnail(row: ClipRow, height: int = HEIGHT) -> str:
     if sample is None:
         return ""
     middle = len(sample.frame_indices) // 2
-    single = replace(
-        sample,
+    single = sample._replace(
         frame_indices=sample.frame_indices[middle : middle + 1],
         frame_times=sample.frame_times[middle : middle + 1],
     )
