@@ -30,6 +30,24 @@ def pristine_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config_path.parent
 
 
+@pytest.fixture(scope="session")
+def ltx2_projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """config.json of LTX-2 demo projects by flavour, their caches filled; tests write to folders of their own."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("ltx2")
+    configs: dict[str, Path] = {}
+    for flavour in ("dev", "2.3-dev"):
+        project = folder / flavour
+        if configs:  # the clips are the same
+            shutil.copytree(configs["dev"].parent / "clips", project / "clips")
+            shutil.copyfile(configs["dev"].parent / "demo.json", project / "demo.json")
+        configs[flavour] = tk.demo.create(project, family="ltxvideo2", clips="generated", model_flavour=flavour)
+        assert not tk.build_cache(tk.load_config(configs[flavour]), progress=False).failures
+    return configs
+
+
 @pytest.fixture
 def project(pristine_project: Path, tmp_path: Path) -> Path:
     """A copy of the demo project (checkpoint, clips, filled cache) that the test may change."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from data_clips import numbered_frame, write_clip
 
-from tunerkit.data.audio import decode_audio, truncate
+from tunerkit.data.audio import decode_audio, kept_part
 from tunerkit.data.probe import UnreadableMedia, read_media
 
 TONE_HZ, CLICK = 440, 0.9
@@ -154,19 +154,12 @@ def test_files_without_sound(tmp_path: Path) -> None:
         decode_audio(tmp_path / "text.mp3", 0, 1, sample_rate=16_000, channels=1)
 
 
-def test_truncation() -> None:
-    waveform = np.arange(100, dtype=np.float32)[None]
-    assert truncate(waveform, 0.3, sample_rate=100)[0].tolist() == list(range(30))
-    assert truncate(waveform, 0.3, sample_rate=100, mode="end")[0].tolist() == list(range(70, 100))
-    begins = set()
-    for digest in map(str, range(1500)):
-        part = truncate(waveform, 0.3, sample_rate=100, mode="random", digest=digest)
-        assert part.shape == (1, 30)
-        assert (np.diff(part[0]) == 1).all()
-        assert (part == truncate(waveform, 0.3, sample_rate=100, mode="random", digest=digest)).all()
-        begins.add(int(part[0, 0]))
-    assert begins == set(range(71))
-    longer = truncate(waveform, 1.5, sample_rate=100, mode="random", digest="x")
-    assert longer[0, :100].tolist() == list(range(100))
-    assert longer.shape == (1, 150)
-    assert not longer[0, 100:].any()
+def test_the_part_that_is_kept() -> None:
+    assert kept_part(7.0, "beginning", "x") == 0
+    assert kept_part(7.0, "end", "x") == 7
+    begins = [kept_part(7.0, "random", str(digest)) for digest in range(1500)]
+    assert begins == [kept_part(7.0, "random", str(digest)) for digest in range(1500)]
+    assert np.histogram(begins, bins=7, range=(0, 7))[0].min() > 150
+    assert min(begins) >= 0
+    assert max(begins) < 7
+    assert kept_part(0.0, "random", "x") == 0

@@ -135,6 +135,27 @@ def test_one_bad_clip_is_reported_and_the_rest_is_trained(make_config: MakeConfi
     assert names
 
 
+def test_clips_of_equal_content_count_and_fail_together(make_config: MakeConfig, project: Path) -> None:
+    config = tk.resolve(make_config())
+    one, two, three = [sample.file for sample in tk.inspect_dataset(config).samples[:3]]
+    for copy in (two, three):
+        shutil.copyfile(one, copy)
+    shutil.rmtree(project / "cache" / "vae")
+    report = tk.inspect_dataset(config)
+    count = len(report.samples)
+    result = tk.build_cache(config, report=report, progress=False)
+    assert (result.latents_encoded, result.latents_reused) == (count, 0)
+    assert f"clips: {count} encoded, 0 already cached, 0 failed" in str(result)
+    assert len(list((project / "cache" / "vae").rglob("*.safetensors"))) == count - 2
+
+    shutil.rmtree(project / "cache" / "vae")
+    for file in (one, two, three):  # damaged after they were looked at
+        file.write_bytes(file.read_bytes()[:3000])
+    result = tk.build_cache(config, report=report, progress=False)
+    assert {failure.file for failure in result.failures} == {one, two, three}
+    assert (result.latents_encoded, result.latents_reused) == (count - 3, 0)
+
+
 def test_text_and_vae_are_never_in_memory_together(make_config: MakeConfig, project: Path, monkeypatch) -> None:
     import gc
     import weakref

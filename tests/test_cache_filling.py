@@ -20,13 +20,18 @@ import numpy as np
 import pytest
 import torch
 from data_clips import numbered_frame, read_number, write_clip
+from test_sound_cache import Talking
 
 import tunerkit as tk
+from tunerkit import families
 from tunerkit.cache import claims as claims_module
 from tunerkit.cache.claims import Claims, divided
 from tunerkit.cache.decode_ahead import DecodeAhead, decode_together
 from tunerkit.cache.entries import Cache
 from tunerkit.cache.repair import rebuild_latents, rebuild_text
+from tunerkit.data.media import SoundTrack
+from tunerkit.data.media_memory import MediaMemory
+from tunerkit.data.probe import read_media
 from tunerkit.errors import TunerkitError
 
 MakeConfig = Callable[..., tk.TrainConfig]
@@ -229,6 +234,61 @@ def test_masks_are_cached_with_the_clips_and_later(make_config: MakeConfig, proj
     result = tk.build_cache(config, report=report, progress=False)
     assert [failure.file for failure in result.failures] == [report.samples[-1].file]
     assert "mask" in result.failures[0].reason
+    # All black: the clip would be trained on for nothing.
+    Image.new("L", (64, 64), 0).save(still)
+    shutil.rmtree(project / "cache" / "vae")
+    result = tk.build_cache(config, report=report, progress=False)
+    assert [failure.file for failure in result.failures] == [report.samples[-1].file]
+    assert "black" in result.failures[0].reason
+
+
+def test_clips_of_equal_content_have_masks_of_their_own(make_config: MakeConfig, project: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from tunerkit.data.probe import content_digest
+    from tunerkit.data.report import DatasetReport
+    from tunerkit.data.samples import Mask
+
+    config, family = tk.resolve(make_config()), tk.family("sanavideo")
+    files = [sample.file for sample in tk.inspect_dataset(config).samples[:3]]
+    for copy in files[1:]:
+        shutil.copyfile(files[0], copy)
+    report = tk.inspect_dataset(config)
+    rows = {row.file: row for row in report.rows}
+    for number, file in enumerate(files):
+        [sample] = rows[file].samples
+        still = tmp_path / f"mask-{number}.png"
+        Image.new("L", (sample.source.width, sample.source.height), (51, 255, 7)[number]).save(still)
+        mask = Mask(still, "image", content_digest(still))
+        rows[file] = rows[file]._replace(samples=(sample._replace(mask=mask),))
+        if number == 2:
+            still.write_bytes(b"no picture")
+    shutil.rmtree(project / "cache" / "vae")
+    result = tk.build_cache(config, report=DatasetReport(list(rows.values())), progress=False)
+    assert [failure.file for failure in result.failures] == [files[2]]
+    cache = Cache(config, family)
+    dark, white = (cache.mask(rows[file].samples[0]) for file in files[:2])
+    torch.testing.assert_close(dark, torch.full_like(dark, 0.2))
+    assert white.eq(1).all()
+
+
+def test_what_is_remembered_of_files_does_not_depend_on_their_order(tmp_path: Path) -> None:
+    files = [write_clip(tmp_path / f"{fps}.mp4", 9, fps=fps, size=(64, 64)) for fps in (12, 24, 30)]
+    for file in files:
+        os.utime(file, (1_600_000_000.5, 1_600_000_000.5))
+    written = []
+    for order in (1, -1):
+        memory = MediaMemory(path := tmp_path / f"memory{order}.json", str(tmp_path))
+        for file in files[::order]:
+            media = read_media(file)
+            stamp = (media.source.size_bytes, media.source.mtime_ns)
+            memory.remember(file.name, stamp, media)
+            memory.remember_sound(file.name, stamp, SoundTrack(0.0, 0.3, "ab" * 32))
+            memory.remember_caption(file.name, stamp, file.name)
+            memory.save()
+            assert MediaMemory(path, str(tmp_path)).media(file.name, stamp, file) == media
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
 
 
 # Several processes ---------------------------------------------------------------------------------------------
@@ -257,9 +317,9 @@ def _made(folder: Path) -> Path:
     return folder / "clip-00.mp4"
 
 
-def _start(project: Path, seconds: float) -> subprocess.Popen[str]:
+def _start(project: Path, seconds: float, *more: str) -> subprocess.Popen[str]:
     script = Path(__file__).with_name("cache_filling_run.py")
-    command = [sys.executable, str(script), str(project / "filling.json"), str(seconds)]
+    command = [sys.executable, str(script), str(project / "filling.json"), str(seconds), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -277,6 +337,27 @@ def test_four_processes_share_the_work(many_clips: Path) -> None:
     assert texts <= sum(result["texts"] for result in done) <= texts + 2
     assert sum(result["latents"] > 0 for result in done) >= 2, "one process did everything"
     assert _content(many_clips / "cache") == _content(many_clips / "clean")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_sound(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(families._families(), "sanavideo", Talking())
+    changes = {"datasets.0.audio.auto_split": True, "vae_batch_size": 1, "validation_disable": True}
+    tk.load_config(project / "config.json", **changes).save(project / "filling.json")
+    clips = _content(project / "cache" / "vae").keys()
+
+    def sounds() -> dict[Path, bytes]:
+        return {path: data for path, data in _content(project / "cache" / "vae").items() if path not in clips}
+
+    processes = [_start(project, 0.3, "sound") for _ in range(2)]
+    done = [json.loads(_output(process)) for process in processes]
+    filled = sounds()
+    count = len(filled)
+    assert count == len(tk.inspect_dataset(tk.load_config(project / "filling.json")).samples)
+    assert count <= sum(result["sounds"] for result in done) <= count + 2
+    shutil.rmtree(project / "cache" / "vae")
+    assert tk.build_cache(tk.load_config(project / "filling.json"), progress=False).sounds_encoded == count
+    assert sounds() == filled
 
 
 @pytest.mark.slow

@@ -181,6 +181,10 @@ class _Plain:
 
     text_recipe = vae_recipe
 
+    @staticmethod
+    def identity(_config: tk.TrainConfig, component: str) -> dict[str, str]:
+        return {"weights": component}
+
 
 @pytest.fixture(scope="module")
 def plain_namer(tmp_path_factory: pytest.TempPathFactory) -> EntryNamer:

@@ -153,6 +153,58 @@ def test_what_cannot_be_deleted_is_said(make_config: MakeConfig, monkeypatch: py
     assert f"{stale[0].path} (Permission denied)" in report.summary()
 
 
+def test_the_command_says_what_it_freed_and_fails_where_it_could_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tunerkit.cli import main
+
+    command = ["cache", str(project / "config.json"), "--prune", "validation_disable=true"]
+    config = tk.load_config(project / "config.json", validation_disable=True)
+    stale = cache_report(config).stale
+    assert stale
+    with monkeypatch.context() as patch:
+
+        def refuse(path: Path, **_: object) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        patch.setattr(Path, "unlink", refuse)
+        assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "freed: 0 files, 0 B" in out
+    assert out.count("(Permission denied)") == len(stale)
+    assert all(f"  {entry.path} (Permission denied)" in out for entry in stale)
+    assert "Fix: " in out
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"freed: {len(stale)} files, {size_text(sum(entry.size for entry in stale))}" in out
+    assert "could not" not in out
+
+
+def test_report_and_build_agree_on_what_is_no_entry(make_config: MakeConfig) -> None:
+    config = make_config()
+    cache = cache_of(config)
+    samples = tk.inspect_dataset(config).samples[:3]
+    store = cache.latent_stores[samples[0].dataset]
+    empty, cut, folder = (store.path(cache.namer.latents(sample)) for sample in samples)
+    whole = folder.read_bytes()
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:20])
+    folder.unlink()
+    folder.mkdir()
+    report = cache_report(config)
+    assert report.missing == 3
+    torn = [entry for entry in report.stale if entry.kind == "unknown"]
+    assert {entry.path for entry in torn} == {empty, cut}
+    assert all("empty or cut off" in entry.what for entry in torn)
+    with pytest.raises(tk.TunerkitError, match=f"a folder stands where cache file {folder} .* delete that folder"):
+        tk.build_cache(config, progress=False)
+    folder.rmdir()
+    assert tk.build_cache(config, progress=False).latents_reused < len(tk.inspect_dataset(config).samples)
+    assert folder.read_bytes() == whole
+    assert cache_report(config).missing == 0
+    assert all(torch.isfinite(cache_of(config).latents(sample)).all() for sample in samples)
+
+
 @pytest.mark.parametrize("trouble", ["empty folder", "no folder", "no model", "no VAE"])
 def test_nothing_is_called_stale_when_the_needs_cannot_be_told(
     make_config: MakeConfig, project: Path, trouble: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,16 @@ def test_masks_and_evaluation_datasets_are_told_apart() -> None:
             "conditioning_data",
             "by masks only",
         ),
+        ([MASKS, clips()], "id", "no dataset of clips names it"),
+        (
+            [clips(conditioning_data="masks"), {**MASKS, "instance_data_dir": "clips"}],
+            "conditioning_data",
+            "its own mask",
+        ),
+        ([clips(minimum_aspect_ratio=3, maximum_aspect_ratio=2)], "minimum_aspect_ratio", "above"),
+        ([clips(crop=True, crop_aspect="closest", crop_aspect_buckets=[1.0, 0.0])], "crop_aspect_buckets", "width"),
+        ([clips(id="..")], "id", "no name for a folder"),
+        ([clips(id="x" * 121)], "id", "longer than 120"),
         ([clips(probability=0)], "probability", "nothing to train on"),
         ([clips(type="huggingface")], "dataset_name", "owner/name"),
         ([clips(dataset_name="owner/name")], "dataset_name", "huggingface"),
@@ -64,3 +75,15 @@ def test_settings_without_effect_are_said() -> None:
         "datasets[0].target_downsample_size",
         "datasets[1].repeats",
     }
+
+
+def test_clips_may_not_hold_the_output_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        TrainConfig(output_dir=tmp_path / "output", datasets=[clips(instance_data_dir=tmp_path)])
+    assert "rendered videos would be trained on" in str(raised.value)
+
+
+def test_a_framerate_of_the_run_does_not_hide_an_illegal_one() -> None:
+    with pytest.raises(ConfigError) as raised:
+        TrainConfig(framerate=16, datasets=[clips(video={"frame_rate": -4})])
+    assert "video.frame_rate = -4" in str(raised.value)

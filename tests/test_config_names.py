@@ -49,7 +49,8 @@ def test_tables_of_names_agree_with_the_settings() -> None:
     assert set(VIDEO_ALIASES.values()) <= of_videos
     assert set(INACTIVE) | set(REFUSED) <= own
     assert {name for name in DATASET_INACTIVE if "." not in name} <= of_datasets
-    assert {name.removeprefix("video.") for name in DATASET_INACTIVE if "." in name} <= of_videos
+    groups = {f"video.{name}" for name in of_videos} | {f"audio.{name}" for name in AudioSettings.model_fields}
+    assert {name for name in DATASET_INACTIVE if "." in name} <= groups
     assert not (set(IRRELEVANT) | set(ALIASES) | set(INHERITED)) & own
     assert not set(SUGGESTIONS) & (own | set(ALIASES) | set(IRRELEVANT))
     assert {ALIASES.get(name, name) for name in SUGGESTIONS.values()} <= own | of_datasets | of_videos

@@ -191,6 +191,13 @@ def test_frame_counts_follow_the_interval_of_buckets_by_frames(tmp_path: Path) -
     # 61 = 2 * 30 + 1, which is also of the form 4 n + 1
     report = report_of(tmp_path, video={**video, "bucket_strategy": "resolution_frames"})
     assert report.samples[0].bucket.endswith("@61")
+    # Lowered below min_frames, the clip is not turned into a still: it is dropped, and the setting is named.
+    [row] = report_of(
+        tmp_path, video={"num_frames": 17, "bucket_strategy": "resolution_frames", "frame_interval": 20}
+    ).rows
+    assert row.decision == "dropped"
+    assert "video.frame_interval = 20 lowers it to 1 frame, fewer than video.min_frames = 17" in row.reason
+    assert "divisor of 16" in row.fix
 
 
 def test_an_unexpected_failure_becomes_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,7 @@ def test_other_datasets_and_dropped_rows_pass_through(tmp_path: Path) -> None:
 
 def test_without_mask_datasets_nothing_changes(tmp_path: Path) -> None:
     rows = [row_of(clip(tmp_path, "x.mp4"))]
-    assert link_masks(rows, config_of(tmp_path, clips={"conditioning_data": None})) == rows
+    assert link_masks(rows, config_of(tmp_path, clips={"conditioning_data": None}, masks={"disabled": True})) == rows
 
 
 def test_a_gif_of_one_picture_is_a_still(tmp_path: Path) -> None:

@@ -5,29 +5,22 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import av
 import nbformat
 import pytest
+from notebook_runs import ROOT, cells, outputs, papermill
 
 import tunerkit as tk
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SANA = ROOT / "notebooks" / "sana_video.ipynb"
 OWN_PARAMETERS = {"project", "data_folder", "evaluate_every"}
 LONGEST_CELL = 15
 LARGEST_BYTES = 300_000
-
-
-def cells(notebook: Any, kind: str) -> list[Any]:
-    return [cell for cell in notebook.cells if cell.cell_type == kind]
 
 
 # As committed --------------------------------------------------------------------------------------------------
@@ -71,27 +64,6 @@ def test_every_parameter_is_a_typed_documented_setting_left_open(committed: Any)
 
 
 # As run --------------------------------------------------------------------------------------------------------
-
-
-def papermill(notebook: Path, folder: Path, **parameters: object) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """Execute a notebook in `folder` as a batch job."""
-    output = folder / "executed.ipynb"
-    options = [str(part) for name, value in parameters.items() for part in ("-p", name, value)]
-    command = [sys.executable, "-m", "papermill", str(notebook), str(output), *options, "--no-progress-bar"]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "widgets")])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(
-        [*command, "-k", "python3"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    return done, output
-
-
-def outputs(notebook: Any, kind: str) -> list[str]:
-    """All outputs of a media type, in order."""
-    found = [output for cell in cells(notebook, "code") for output in cell.outputs]
-    if kind == "stream":
-        return [output.text for output in found if output.output_type == "stream"]
-    return [output.data[kind] for output in found if kind in output.get("data", {})]
 
 
 @pytest.mark.slow

@@ -32,9 +32,9 @@ def test_columns_say_what_was_found_and_what_is_used(tmp_path: Path) -> None:
     used, dropped = (dict(zip(HEADINGS, report._cells(row), strict=True)) for row in report.rows)
     assert used | {"reason": ""} == {
         "dataset": "clips", "file": "a.mp4", "found size": "256x128", "fps": "30", "frames": "60",
-        "duration": "2.00 s", "audio": "no", "used frames": "17", "span": "0.00-1.06 s", "used size": "128x64",
-        "crop box": "128x64 at 0,0 of 128x64", "bucket": "128x64@17", "repeats": "2", "caption": "one (+ 1)",
-        "decision": "used", "reason": "",
+        "duration": "2.00 s", "audio": "no", "used frames": "17", "span": "0.00-1.06 s", "sound": "none",
+        "used size": "128x64", "crop box": "128x64 at 0,0 of 128x64", "bucket": "128x64@17", "repeats": "2",
+        "caption": "one (+ 1)", "decision": "used", "reason": "",
     }  # fmt: skip
     assert "asked: video.num_frames = 17, resolution = 64 (pixel)" in used["reason"]
     assert (dropped["caption"], dropped["bucket"], dropped["decision"]) == ("no caption", "-", "dropped")

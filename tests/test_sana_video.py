@@ -140,7 +140,7 @@ def test_padding_text_does_not_matter(loaded: dict[str, Any]) -> None:
 def test_sigmas_follow_the_shifted_logit_normal() -> None:
     batch = make_batch(size=1)
     many = Batch(latents=batch.latents.expand(10_000, -1, -1, -1, -1), text={}, fps=torch.ones(10_000))
-    sigmas = FAMILY.sample_sigmas(many, torch.Generator().manual_seed(3)).double().numpy()
+    sigmas = FAMILY.sample_sigmas(tk.TrainConfig(), many, torch.Generator().manual_seed(3)).double().numpy()
 
     def cdf(s: np.ndarray) -> np.ndarray:
         """P(sigma <= s): sigma = 3u / (1 + 2u), u = sigmoid(z), so u = s / (3 - 2s) and z = log(u / (1 - u))."""
@@ -171,7 +171,7 @@ def test_training_forward_is_the_pipelines_own(loaded: dict[str, Any], image_to_
         image=Image.new("RGB", (96, 64), (200, 40, 90)) if image_to_video else None,
     )  # fmt: skip
     handle = transformer.register_forward_hook(record, with_kwargs=True)
-    frames = FAMILY.render(pipeline, request)
+    frames = FAMILY.render(loaded["config"], pipeline, request).frames
     handle.remove()
 
     assert frames.shape == (9, 64, 96, 3)
@@ -301,21 +301,10 @@ def test_trained_sizes_are_the_pipelines_bins() -> None:
 def test_full_size_step_at_480p_without_weights() -> None:
     """One LoRA step of the real 2B model at 832x480, 81 frames, traced: shapes and dtypes hold, all adapters learn."""
     from diffusers import SanaVideoTransformer3DModel
+    from full_size import to_fake
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from tunerkit.training.weights import add_adapter
-
-    def to_fake(module: torch.nn.Module) -> None:
-        """Replace meta tensors by traced CPU ones; casting has to happen before."""
-        for name, p in list(module._parameters.items()):
-            if p is not None:
-                empty = torch.empty(p.shape, dtype=p.dtype)
-                module._parameters[name] = torch.nn.Parameter(empty, requires_grad=p.requires_grad)
-        for name, b in list(module._buffers.items()):
-            if b is not None:
-                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
-        for child in module.children():
-            to_fake(child)
 
     config = tk.TrainConfig(lora_rank=16, mixed_precision="bf16")
     with torch.device("meta"):

@@ -108,6 +108,69 @@ def test_a_cache_deleted_during_training_costs_nothing(make_config: MakeConfig, 
     assert done == expected
 
 
+def damage(folder: Path) -> int:
+    """Flip a byte of every entry below `folder`; returns how many."""
+    entries = list(folder.rglob("*.safetensors"))
+    for path in entries:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+    return len(entries)
+
+
+def test_another_users_damaged_cache_is_made_anew_in_memory(
+    make_config: MakeConfig,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = {"max_train_steps": 8, "checkpoint_step_interval": 100}
+    expected = [result.loss for result in train(make_config(output_dir=str(tmp_path / "whole"), **settings))]
+    cache = project / "cache"
+    count = damage(cache)
+    before = {path: path.read_bytes() for path in cache.rglob("*.safetensors")}
+    unlink, write = Path.unlink, Path.write_bytes
+
+    def guarded(real: Any) -> Any:
+        def call(path: Path, *args: Any, **settings: Any) -> Any:
+            if cache in path.parents and "media" not in path.parts:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *args, **settings)
+
+        return call
+
+    monkeypatch.setattr(Path, "unlink", guarded(unlink))
+    monkeypatch.setattr(Path, "write_bytes", guarded(write))
+    caplog.clear()
+    assert [result.loss for result in train(make_config(output_dir=str(tmp_path / "shared"), **settings))] == expected
+    assert {path: path.read_bytes() for path in cache.rglob("*.safetensors")} == before
+    told = [record.getMessage() for record in caplog.records if "held in memory" in record.getMessage()]
+    assert len(told) == 2  # captions and clips
+    assert all("(Permission denied)" in text and "cache_dir" in text for text in told)
+    assert {text.split()[2] for text in told} == {str(cache / "text"), str(cache / "vae")}
+    again = [record for record in caplog.records if "damaged or gone" in record.getMessage()]
+    assert 0 < len(again) <= count  # each once, though several epochs were trained
+
+
+def test_what_cannot_be_made_anew_is_told_in_one_message_with_one_fix(
+    make_config: MakeConfig, project: Path, tmp_path: Path
+) -> None:
+    config = make_config(max_train_steps=9, output_dir=str(tmp_path / "run"))
+    trainer = tk.Trainer(config).prepare(progress=False)
+    damage(project / "cache" / "vae")
+    for sample in tk.inspect_dataset(config).samples:
+        sample.file.unlink()
+    with pytest.raises(tk.TunerkitError) as error:
+        list(trainer.steps())
+    trainer.close()
+    text = str(error.value)
+    assert text.count("Fix: ") == 1
+    assert "was damaged" in text
+    assert "cannot be encoded again: No such file or directory. Fix: put the file back" in text
+    assert ". The training up to step 0 is saved in" in text
+
+
 def write_image(path: Path, width: int, height: int) -> Path:
     Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(path)
     path.with_suffix(".txt").write_text("a plain picture\n")

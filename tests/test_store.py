@@ -17,7 +17,7 @@ import zstandard
 from safetensors import safe_open
 from safetensors.torch import load, load_file
 
-from tunerkit.cache.store import CacheEntryError, NonFiniteEntryError, Store, machine, read_facts
+from tunerkit.cache.store import LEAST_BYTES, CacheEntryError, NonFiniteEntryError, Store, machine, read_facts
 from tunerkit.errors import TunerkitError
 
 FACTS = {"file": "clip ä.mp4", "bucket": "64x64@5", "frames": (0, 1, 2)}
@@ -108,6 +108,53 @@ def test_no_flipped_bit_gives_a_wrong_tensor(tmp_path: Path, compress: bool) -> 
 
 
 @FORMS
+def test_a_damaged_entry_that_cannot_be_removed_is_told_and_another_is_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: bool
+) -> None:
+    store = Store(tmp_path, compress=compress)
+    store.put(name_of(0), tensors(), FACTS)
+    path = store.path(name_of(0))
+    path.write_bytes(path.read_bytes()[:-3])
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CacheEntryError, match=r"was damaged .* cannot be removed \(Permission denied\).*cache_dir"):
+        store.get(name_of(0))
+    assert path.exists()
+    store.keep(name_of(0), tensors())
+    assert name_of(0) in store
+    assert same(store.get(name_of(0)), tensors())
+    monkeypatch.setattr("tunerkit.cache.store.KEPT_BYTES", 1)  # no room for two
+    store.keep(name_of(1), tensors())
+    assert name_of(1) in store
+    with pytest.raises(CacheEntryError):
+        store.get(name_of(0))
+
+
+@FORMS
+def test_torn_entries_are_cleared_and_folders_are_no_entries(tmp_path: Path, compress: bool) -> None:
+    store = Store(tmp_path, compress=compress)
+    for number in range(3):
+        store.put(name_of(number), {"a": torch.zeros(())}, {})  # the smallest there is
+    whole, empty, cut = (store.path(name_of(number)) for number in range(3))
+    assert whole.stat().st_size >= LEAST_BYTES
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[: LEAST_BYTES - 1])
+    store.path(name_of(3)).mkdir(parents=True)
+    store = Store(tmp_path, compress=compress)
+    assert not store.listed(name_of(3))
+    assert name_of(3) not in store
+    assert {entry.name for entry in store.entries()} == {name_of(0), name_of(1), name_of(2)}
+    with pytest.raises(CacheEntryError, match=r"a folder stands where .* delete the folder"):
+        store.get(name_of(3))
+    store.clear_torn()
+    assert [name_of(number) in store for number in range(4)] == [True, False, False, False]
+    assert {entry.name for entry in store.entries()} == {name_of(0)}
+
+
+@FORMS
 def test_truncated_and_replaced_entries_are_found_and_removed(tmp_path: Path, compress: bool) -> None:
     store = Store(tmp_path, compress=compress)
     store.put(name_of(0), tensors(), FACTS)
@@ -120,7 +167,7 @@ def test_truncated_and_replaced_entries_are_found_and_removed(tmp_path: Path, co
             store.get(name_of(0))
         assert not path.exists()
         assert not store.listed(name_of(0))
-    with pytest.raises(CacheEntryError, match=r"is gone.*Fix"):
+    with pytest.raises(CacheEntryError, match="is gone; build_cache makes it anew"):
         store.get(name_of(0))
 
 
@@ -265,7 +312,8 @@ def test_only_our_own_files_are_entries(tmp_path: Path) -> None:
     wrong = next(name_of(n) for n in range(1, 9) if name_of(n)[:2] != folder.name)
     (folder / f"{wrong}.safetensors").write_bytes(b"x")
     (tmp_path / f"{wrong}.safetensors").write_bytes(b"x")
-    (folder / f"{folder.name}{'0' * 62}.safetensors").symlink_to(tmp_path / f"{wrong}.safetensors")
+    (folder / f"{folder.name}{'0' * 62}.safetensors").symlink_to(tmp_path / "nothing")
+    (folder / f"{folder.name}{'1' * 62}.safetensors").mkdir()
     assert [entry.path for entry in store.entries()] == [store.path(name_of(0))]
 
 
@@ -293,7 +341,7 @@ def test_present_entries_are_looked_up_without_the_disk(
 ) -> None:
     store = Store(tmp_path)
     assert many[0] in store
-    monkeypatch.setattr(os, "access", lambda *_: pytest.fail("the disk was asked"))
+    monkeypatch.setattr(os, "stat", lambda *_, **__: pytest.fail("the disk was asked"))
     monkeypatch.setattr(os, "scandir", lambda *_: pytest.fail("the folder was listed again"))
     started = time.perf_counter()
     assert all(name in store for name in many)

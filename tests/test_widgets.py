@@ -95,8 +95,9 @@ def test_an_edit_is_checked_at_once_and_the_message_stands_under_its_field(form:
 def test_what_only_the_family_knows_is_checked_too(form: tw.SetupForm, tmp_path: Path) -> None:
     edit(form.fields["data_folder"].control, str(tmp_path / "nowhere"))
     assert "not found" in message(form, "data_folder")
-    edit(form.fields["data_folder"].control, str(tmp_path))
-    assert form.config.media_datasets[0].instance_data_dir == tmp_path
+    (tmp_path / "clips").mkdir()
+    edit(form.fields["data_folder"].control, str(tmp_path / "clips"))
+    assert form.config.media_datasets[0].instance_data_dir == tmp_path / "clips"
     edit(form.fields["pretrained_model_name_or_path"].control, "no such model!")
     assert "hub id" in message(form, "pretrained_model_name_or_path")
 
@@ -216,10 +217,11 @@ def test_guided_form_makes_a_new_project_for_own_clips(
 def test_guided_form_with_nothing_chosen_is_the_demo(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.rename(tmp_path / "demo-project")  # made before: only missing files are written
+    (tmp_path / "demo-project").mkdir()
+    project.rename(tmp_path / "demo-project" / "sanavideo")  # made before: only missing files are written
     monkeypatch.chdir(tmp_path)
     config = tw.guided_form("", family="sanavideo", lora_rank=0, output_dir="").config
-    assert config == tk.resolve(tk.load_config(tmp_path / "demo-project"))
+    assert config == tk.resolve(tk.load_config(tmp_path / "demo-project" / "sanavideo"))
 
 
 # Parts ---------------------------------------------------------------------------------------------------------

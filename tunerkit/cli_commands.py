@@ -85,8 +85,11 @@ def run_cache(arguments: argparse.Namespace) -> int:
     if arguments.report or arguments.prune:
         from tunerkit.cache.census import cache_report, prune_cache
 
-        say((prune_cache if arguments.prune else cache_report)(config).to_text())
-        return 0
+        report = (prune_cache if arguments.prune else cache_report)(config)
+        say(report.to_text())
+        if arguments.prune:
+            say(report.outcome())
+        return 1 if report.failures else 0
     from tunerkit.cache.build import build_cache
 
     say(str(build_cache(config, progress=encoding_progress())))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
+        # Some writers (safetensors) make files that only their owner can read, whatever the umask says.
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        temporary.unlink()
         yield temporary
+        with contextlib.suppress(PermissionError):  # file systems without modes
+            temporary.chmod(mode)
         flush_file(temporary)
         temporary.replace(path)
     except BaseException:

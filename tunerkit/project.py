@@ -78,7 +78,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     problems += family_problems
     if problems:
         raise ConfigError(problems)
-    return resolved.with_notes([*config.notes, *notes, *family_notes])
+    return resolved.with_notes([*config.notes, *notes, *family_notes, *_silent(resolved, family)])
 
 
 def _missing(config: TrainConfig) -> Iterator[Problem]:
@@ -133,9 +133,15 @@ def _family(config: TrainConfig, problems: list[Problem]) -> Family | None:
         problems.append(Problem("model_family", name, "is not a known family", fix))
         return None
     flavour = config.model_flavour
-    if flavour is not None and flavour not in family.flavours:
-        fix = choice_fix(flavour, list(family.flavours), "Flavours")
+    if flavour is None:
+        return family
+    known = family.flavour(flavour)
+    if known is None:
+        fix = choice_fix(flavour, [name for name, one in family.flavours.items() if not one.refused], "Flavours")
         problems.append(Problem("model_flavour", flavour, f"is not a flavour of {family.name}", fix))
+    elif family.flavours[known].refused:
+        reason, _, fix = family.flavours[known].refused.partition(". Fix: ")
+        problems.append(Problem("model_flavour", flavour, f"cannot be trained: {reason}", fix))
     return family
 
 
@@ -144,8 +150,9 @@ def _filled(config: TrainConfig, family: Family, problems: list[Problem], notes:
     filled: dict[str, Any] = {}
     if config.model_family != family.name:
         filled["model_family"] = family.name
-    flavour = config.model_flavour or family.default_flavour
-    if config.model_flavour is None:
+    given = config.model_flavour
+    flavour = family.default_flavour if given is None else family.flavour(given) or given
+    if flavour != given:
         filled["model_flavour"] = flavour
     model = config.pretrained_model_name_or_path
     if model is None and flavour in family.flavours:
@@ -163,6 +170,16 @@ def _filled(config: TrainConfig, family: Family, problems: list[Problem], notes:
     if datasets is not None:
         filled["datasets"] = datasets
     return filled
+
+
+def _silent(config: TrainConfig, family: Family) -> Iterator[Note]:
+    """Settings of sound, where the model makes none."""
+    if family.sound is not None:
+        return
+    for index, dataset in enumerate(config.datasets):
+        if dataset.has_clips and dataset.takes_sound:
+            key = "audio" if dataset.audio is not None else "s2v_datasets"
+            yield Note(dataset_path_key(index, key), f"{family.title} makes no sound; the clips are trained without it")
 
 
 def _framerate(config: TrainConfig, problems: list[Problem], notes: list[Note]) -> float | None:

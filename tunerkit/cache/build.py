@@ -1,15 +1,15 @@
-"""Encode captions, then clips, once: the only time text encoder and VAE are in memory."""
+"""Encode captions, then clips, then their sound, once: the only time text encoder and VAEs are in memory."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import tunerkit.families as families
+from tunerkit.cache.build_sound import encode_missing_sounds
 from tunerkit.cache.claims import Claims, divided
 from tunerkit.cache.decode_ahead import DecodeAhead, pixel_bytes
 from tunerkit.cache.encode import (
@@ -20,6 +20,7 @@ from tunerkit.cache.encode import (
     mask_weights,
 )
 from tunerkit.cache.entries import Cache
+from tunerkit.cache.job import CacheFailure, CacheResult, Job, reason_of, until_done
 from tunerkit.cache.progress import Progress, ProgressBar
 from tunerkit.cache.store import CacheEntryError, Store
 from tunerkit.cache.write_behind import WriteBehind, cannot_write
@@ -33,63 +34,24 @@ if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.report import DatasetReport
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import Family, TextKind
+    from tunerkit.families.base import TextKind
 
 __all__ = ["CacheFailure", "CacheResult", "Progress", "build_cache", "needed_texts"]
-
-logger = logging.getLogger("tunerkit")
-Item = TypeVar("Item")
-
-POLL_SECONDS = 0.5
-"""Between looks at entries that other processes are making."""
-
-
-@dataclass(frozen=True)
-class CacheFailure:
-    """A clip that could not be encoded, and why. It is left out of the training."""
-
-    file: Path
-    reason: str
-
-
-@dataclass
-class CacheResult:
-    """What `build_cache` did. `reused` entries were there already, or another process made them meanwhile.
-
-    `fallbacks` counts the clips that were encoded in less memory than configured, by how ("tiled", "cpu").
-    """
-
-    texts_encoded: int = 0
-    texts_reused: int = 0
-    latents_encoded: int = 0
-    latents_reused: int = 0
-    failures: list[CacheFailure] = field(default_factory=list)
-    seconds: float = 0.0
-    fallbacks: dict[str, int] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [
-            f"captions: {self.texts_encoded} encoded, {self.texts_reused} already cached",
-            f"clips: {self.latents_encoded} encoded, {self.latents_reused} already cached, "
-            f"{len(self.failures)} failed ({self.seconds:.1f} s)",
-        ]
-        if self.fallbacks:
-            ways = ", ".join(f"{count} {how}" for how, count in sorted(self.fallbacks.items()))
-            lines.append(f"encoded otherwise than configured, because memory was short: {ways}")
-        return "\n".join([*lines, *(f"  {failure.file}: {failure.reason}" for failure in self.failures)])
 
 
 def build_cache(
     config: TrainConfig, *, report: DatasetReport | None = None, progress: Progress | bool = True
 ) -> CacheResult:
-    """Encode every caption, prompt and clip that is not cached yet; may be interrupted and called again.
+    """Encode every caption, prompt, clip and sound that is not cached yet; may be interrupted and called again.
 
-    One component is in memory at a time: first the text encoder, then the VAE. Each entry is written as soon as it is
-    ready. Clips of evaluation datasets are encoded too. A clip that cannot be encoded is reported and skipped; with
-    `delete_problematic_images`, one that cannot be decoded comes on the quarantine list. Several processes, on one
-    machine or several, may fill the same cache at the same time: they share the work.
+    One component is in memory at a time: first the text encoder, then the VAE, then the audio VAE. Each entry is
+    written as soon as it is ready. Clips of evaluation datasets are encoded too. A clip that, or whose sound, cannot be
+    encoded is reported and skipped; with `delete_problematic_images`, one that cannot be decoded comes on the
+    quarantine list. Several processes, on one machine or several, may fill the same cache at the same time: they share
+    the work.
 
-    Whether an entry is there is all that is asked here; a damaged one is found when it is read, and made anew then.
+    Whether an entry is there and not empty is all that is asked here; a damaged one is found when it is read, and made
+    anew then.
 
     Args:
         config: the run's settings.
@@ -111,13 +73,14 @@ def build_cache(
     family.check_checkpoint(config)
     cache = Cache(config, family)
     stores = [cache.text_store, *cache.latent_stores.values()]
-    for store in stores:
+    for store in {store.folder: store for store in stores}.values():  # datasets may share a folder
         _prepare_store(store)
     result = CacheResult()
     with Claims([store.folder for store in stores]) as claims:
         filling = _Filling(config, family, cache, claims, result, progress)
         filling.texts(needed_texts(config, samples))
         filling.clips(samples)
+        encode_missing_sounds(filling, samples)
     filling.quarantine()
     result.seconds = time.perf_counter() - started
     return result
@@ -143,48 +106,38 @@ def _prepare_store(store: Store) -> None:
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
         store.clear_leftovers()
+        store.clear_torn()
     except OSError as error:
         raise cannot_write(store.folder, error) from error
 
 
-class _Filling:
-    """One call of `build_cache`: what its steps share."""
+class _Filling(Job):
+    """Fills the cache with captions and clips."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        family: Family,
-        cache: Cache,
-        claims: Claims,
-        result: CacheResult,
-        progress: Progress | bool,
-    ) -> None:
-        self._config, self._family, self._cache, self._claims = config, family, cache, claims
-        self._result, self._progress = result, progress
-        self._batch_sizes = {dataset.id: dataset.vae_batch_size or config.vae_batch_size for dataset in config.datasets}
-        self._at_fault: list[CacheFailure] = []
+    _sharing: Mapping[tuple[Path, str], Sequence[Sample]]
+    """Missing clips by their entry: files with the same content share one entry of their dataset."""
 
     # Captions --------------------------------------------------------------------------------------------------
 
     def texts(self, texts: Sequence[tuple[str, TextKind]]) -> None:
         """Encode the texts that are missing; the text encoder is loaded only if there is one."""
-        cache, result = self._cache, self._result
+        cache, result = self.cache, self.result
         missing = [entry for entry in texts if not cache.has_text(*entry)]
         result.texts_reused = len(texts) - len(missing)
         if not missing:
             return
         encoder: Any = None
         try:
-            with ProgressBar("captions", len(missing), self._progress) as bar, WriteBehind() as writer:
+            with ProgressBar("captions", len(missing), self.progress) as bar, WriteBehind() as writer:
 
                 def found(_: tuple[str, TextKind]) -> None:
                     result.texts_reused += 1
                     bar.advance()
 
                 batch: list[tuple[str, TextKind]] = []
-                source = divided(missing, self._claims, self._text_place, lambda e: cache.has_text(*e), found)
-                for entry in _until_done(source, writer):
-                    full = len(batch) >= self._config.text_encoder_batch_size
+                source = divided(missing, self.claims, self._text_place, lambda e: cache.has_text(*e), found)
+                for entry in until_done(source, writer):
+                    full = len(batch) >= self.config.text_encoder_batch_size
                     if batch and (entry is None or full or batch[0][1] != entry[1]):
                         encoder = self._load_text_encoder() if encoder is None else encoder
                         self._encode_texts(encoder, batch, writer, bar)
@@ -197,74 +150,77 @@ class _Filling:
 
     def _load_text_encoder(self) -> Any:
         def load(device: torch.device) -> Any:
-            return self._family.load_text_encoder(self._config, device)
+            return self.family.load_text_encoder(self.config, device)
 
-        return load_where_it_fits(load, run_device(self._config), "the text encoder")[0]
+        return load_where_it_fits(load, run_device(self.config), "the text encoder")[0]
 
     def _encode_texts(
         self, encoder: Any, batch: Sequence[tuple[str, TextKind]], writer: WriteBehind, bar: ProgressBar
     ) -> None:
         kind = batch[0][1]
         texts = [text for text, _ in batch]
-        encoded = encode_texts(encoder, self._family, self._config, texts, kind)
+        encoded = encode_texts(encoder, self.family, self.config, texts, kind)
         for text, tensors in zip(texts, encoded, strict=True):
 
             def write(text: str = text, tensors: dict[str, torch.Tensor] = tensors) -> None:
-                self._cache.put_text(text, kind, tensors)
-                self._claims.release(*self._text_place((text, kind)))
+                self.cache.put_text(text, kind, tensors)
+                self.claims.release(*self._text_place((text, kind)))
 
             def outcome(error: Exception | None) -> None:
                 if error is not None:
                     raise error
-                self._result.texts_encoded += 1
+                self.result.texts_encoded += 1
                 bar.advance()
 
-            writer.put(self._cache.text_store.folder, write, outcome)
+            writer.put(self.cache.text_store.folder, write, outcome)
 
     def _text_place(self, entry: tuple[str, TextKind]) -> tuple[Path, str]:
-        return self._cache.text_store.folder, self._cache.namer.text(*entry)
+        return self.cache.text_store.folder, self.cache.namer.text(*entry)
 
     # Clips -----------------------------------------------------------------------------------------------------
 
     def clips(self, samples: Sequence[Sample]) -> None:
         """Encode the clips that are missing; the VAE is loaded only if there is one."""
-        cache, result = self._cache, self._result
+        cache, result = self.cache, self.result
         self._masks([sample for sample in samples if sample.mask and cache.has_latents(sample)])
-        # Two files with the same content share one entry of their dataset.
-        missing = {self._clip_place(sample): sample for sample in cache.without_latents(samples)}
-        result.latents_reused = len(samples) - len(missing)
+        missing: defaultdict[tuple[Path, str], list[Sample]] = defaultdict(list)
+        self._sharing = missing
+        for sample in cache.without_latents(samples):
+            missing[self._clip_place(sample)].append(sample)
+        result.latents_reused = len(samples) - sum(map(len, missing.values()))
         if not missing:
             return
         # Small ones first: where memory gets short, all that follow are at least as large.
-        ordered = sorted(missing.values(), key=lambda sample: (pixel_bytes(sample), sample.bucket, sample.dataset))
-        encoder = LatentEncoder(self._config, self._family)
+        ordered = sorted((several[0] for several in missing.values()), key=_cost)
+        encoder = LatentEncoder(self.config, self.family)
         try:
-            with ProgressBar("clips", len(missing), self._progress) as bar, WriteBehind() as writer:
+            with ProgressBar("clips", len(missing), self.progress) as bar, WriteBehind() as writer:
 
-                def found(_: Sample) -> None:
-                    result.latents_reused += 1
+                def found(sample: Sample) -> None:
+                    result.latents_reused += len(missing[self._clip_place(sample)])
                     bar.advance()
 
-                source = divided(ordered, self._claims, self._clip_place, cache.has_latents, found)
-                with DecodeAhead(source, max(self._batch_sizes.values())) as decoded:
+                source = divided(ordered, self.claims, self._clip_place, cache.has_latents, found)
+                with DecodeAhead(source, max(self.batch_sizes.values())) as decoded:
                     self._encode(encoder, decoded, writer, bar)
         finally:
             encoder.close()
+        others = [sample for several in missing.values() for sample in several[1:]]
+        self._masks([sample for sample in others if sample.mask and cache.has_latents(sample)])
 
     def _encode(self, encoder: LatentEncoder, decoded: DecodeAhead, writer: WriteBehind, bar: ProgressBar) -> None:
         batch: list[tuple[Sample, torch.Tensor]] = []
-        for item in _until_done(iter(decoded), writer):
+        for item in until_done(iter(decoded), writer):
             sample, pixels = item or (None, None)
             if sample is not None and isinstance(pixels, Exception):
-                self._fail(sample, _reason(pixels), at_fault=not isinstance(pixels, MemoryError))
-                bar.advance()
+                self._fail_all(sample, reason_of(pixels), bar, at_fault=not isinstance(pixels, MemoryError))
                 continue
             if batch and (sample is None or not _same_batch(batch[0][0], sample)):
                 self._encode_batch(encoder, batch, writer, bar)
                 batch = []
             if sample is not None and not isinstance(pixels, Exception | None):
                 batch.append((sample, pixels))
-                if len(batch) >= self._batch_sizes[sample.dataset]:
+                if len(batch) >= self.batch_sizes[sample.dataset]:
                     self._encode_batch(encoder, batch, writer, bar)
                     batch = []
 
@@ -278,106 +234,71 @@ class _Filling:
         """Encode clips of one bucket and hand them to the writer; what fails is recorded by file."""
         for (sample, _), encoded in zip(batch, encoder.encode([pixels for _, pixels in batch]), strict=True):
             if isinstance(encoded, EncodingError):
-                self._fail(sample, str(encoded), at_fault=encoded.clip_at_fault)
-                bar.advance()
+                self._fail_all(sample, str(encoded), bar, at_fault=encoded.clip_at_fault)
             else:
                 self._write(sample, *encoded, writer, bar)
 
     def _write(
         self, sample: Sample, latents: torch.Tensor, fallback: str, writer: WriteBehind, bar: ProgressBar
     ) -> None:
+        place = self._clip_place(sample)
+
         def write() -> None:
-            self._cache.put_latents(sample, latents, fallback=fallback)
-            self._claims.release(*self._clip_place(sample))
+            self.cache.put_latents(sample, latents, fallback=fallback)
+            self.claims.release(*place)
             self._write_mask(sample, latents.shape)
 
         def outcome(error: Exception | None) -> None:
-            bar.advance()
-            if error is not None:
-                self._fail(sample, str(error), at_fault=False)
+            good = len(self._sharing[place])
+            if isinstance(error, EncodingError):  # its own mask; the clip is whole
+                self.fail(sample, place, str(error), at_fault=False)
+                bar.advance()
+                good -= 1
+            elif error is not None:
+                self._fail_all(sample, str(error), bar, at_fault=False)
                 return
-            self._result.latents_encoded += 1
-            if fallback:
-                self._result.fallbacks[fallback] = self._result.fallbacks.get(fallback, 0) + 1
+            else:
+                bar.advance()
+            self.result.latents_encoded += good
+            if fallback and good:
+                self.result.fallbacks[fallback] = self.result.fallbacks.get(fallback, 0) + good
 
-        writer.put(self._cache.latent_stores[sample.dataset].folder, write, outcome)
+        writer.put(self.cache.latent_stores[sample.dataset].folder, write, outcome)
+
+    def _fail_all(self, sample: Sample, reason: str, bar: ProgressBar, *, at_fault: bool) -> None:
+        """Record every clip that was to have this one's entry."""
+        place = self._clip_place(sample)
+        for each in self._sharing[place]:
+            self.fail(each, place, reason, at_fault=at_fault)
+        bar.advance()
 
     def _clip_place(self, sample: Sample) -> tuple[Path, str]:
-        return self._cache.latent_stores[sample.dataset].folder, self._cache.namer.latents(sample)
+        return self.cache.latent_stores[sample.dataset].folder, self.cache.namer.latents(sample)
 
     # Masks -----------------------------------------------------------------------------------------------------
 
     def _masks(self, samples: Iterable[Sample]) -> None:
         """Masks of clips that are cached already, but without them."""
         for sample in samples:
-            if self._cache.has_mask(sample):
+            if self.cache.has_mask(sample):
                 continue
             try:
-                self._write_mask(sample, self._cache.latents(sample).shape)
+                self._write_mask(sample, self.cache.latents(sample).shape)
             except CacheEntryError:
                 continue  # damaged and removed now: the clip is encoded again, with its mask
             except OSError as error:
-                raise cannot_write(self._cache.latent_stores[sample.dataset].folder, error) from error
+                raise cannot_write(self.cache.latent_stores[sample.dataset].folder, error) from error
             except Exception as error:  # one bad mask must not end the job
-                self._fail(sample, str(error), at_fault=False)
+                self.fail(sample, self._clip_place(sample), str(error), at_fault=False)
 
     def _write_mask(self, sample: Sample, latents_shape: Sequence[int]) -> None:
-        if sample.mask is not None and not self._cache.has_mask(sample):
-            self._cache.put_mask(sample, mask_weights(self._family, sample, latents_shape))
-
-    # Failures --------------------------------------------------------------------------------------------------
-
-    def _fail(self, sample: Sample, reason: str, *, at_fault: bool) -> None:
-        """Record a clip that is left out, once per file; `at_fault`: no setting would help."""
-        self._claims.release(*self._clip_place(sample))
-        failure = CacheFailure(sample.file, reason)
-        if sample.file in {known.file for known in self._result.failures}:
-            return
-        logger.warning("%s is left out: %s", sample.file, reason)
-        self._result.failures.append(failure)
-        if at_fault:
-            self._at_fault.append(failure)
-
-    def quarantine(self) -> None:
-        """Put clips that cannot be decoded on the quarantine list, if that is wanted; the list deletes them if told to.
-
-        Clips that failed for want of memory, for their mask or for a setting are not: they would stay out for ever.
-        """
-        if not self._config.delete_problematic_images or not self._at_fault:
-            return
-        from tunerkit.data.quarantine import Quarantine
-
-        listed = Quarantine.of(self._config)
-        try:
-            for failure in self._at_fault:
-                listed.add(failure.file, failure.reason)
-        except OSError as error:
-            raise cannot_write(self._config.cache_path, error) from error
+        if sample.mask is not None and not self.cache.has_mask(sample):
+            self.cache.put_mask(sample, mask_weights(self.family, sample, latents_shape))
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong, without the file's name where the error repeats it."""
-    from tunerkit.data.media import UnreadableMedia
-
-    return f"{error.reason}. Fix: {error.fix}" if isinstance(error, UnreadableMedia) else str(error)
+def _cost(sample: Sample) -> tuple[int, str, str]:
+    return pixel_bytes(sample), sample.bucket, sample.dataset
 
 
 def _same_batch(one: Sample, other: Sample) -> bool:
     return (one.dataset, one.bucket) == (other.dataset, other.bucket)
-
-
-def _until_done(source: Iterator[Item | None], writer: WriteBehind) -> Iterator[Item | None]:
-    """The items of `source`; None, and None at the end, tells the caller to finish what it has collected.
-
-    While all that is left is being made by other processes, it is waited for, as long as they live.
-    """
-    told = False
-    for item in source:
-        yield item
-        if item is None:
-            writer.settle(0)
-            if not told:
-                logger.info("the rest is being encoded by other processes; waiting for them")
-            told = True
-            time.sleep(POLL_SECONDS)
-    yield None

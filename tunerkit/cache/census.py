@@ -13,6 +13,7 @@ from tunerkit.cache.census_report import (
     LEFTOVERS,
     MASKS,
     MEDIA_MEMORY,
+    SOUNDS,
     TEXT,
     UNKNOWN,
     CacheReport,
@@ -110,6 +111,8 @@ def _needs(config: TrainConfig) -> _Needs:
         wanted[tuple(cache.namer.latents(sample, fallback) for fallback in ("", *FALLBACKS))] = LATENTS
         if sample.mask is not None:
             wanted[(cache.namer.mask(sample),)] = MASKS
+        if sample.sound is not None:
+            wanted[(cache.namer.sound(sample),)] = SOUNDS
     return _Needs(folders, config.cache_path / "media", dropped)
 
 
@@ -153,7 +156,7 @@ def _survey(needs: _Needs, others: Sequence[_Needs]) -> CacheReport:
     remembered = [file.stat().st_size for file in _files_below(needs.memory)]
     if remembered:
         rows.append(CacheRow(MEDIA_MEMORY, (), needs.memory, needed=len(remembered), size=sum(remembered)))
-    order = {kind: place for place, kind in enumerate((TEXT, LATENTS, MASKS, MEDIA_MEMORY, UNKNOWN, LEFTOVERS))}
+    order = {kind: place for place, kind in enumerate((TEXT, LATENTS, MASKS, SOUNDS, MEDIA_MEMORY, UNKNOWN, LEFTOVERS))}
     rows.sort(key=lambda row: order[row.kind])
     stale.sort(key=lambda entry: -entry.size)
     return CacheReport(tuple(rows), tuple(stale), needs.dropped)
@@ -171,7 +174,7 @@ class _Counted:
         """Look at every file; `foreign` is what other configurations want of this folder."""
         store = Store(self._path)
         entries = list(store.entries())
-        there = {entry.name for entry in entries}
+        there = {entry.name for entry in entries if not entry.torn}
         needed: dict[str, str] = {}
         for names, kind in self._folder.wanted.items():
             name = _first(names, there)
@@ -183,7 +186,9 @@ class _Counted:
         for wanted in foreign:
             kept.update({name: kind for names, kind in wanted.items() if (name := _first(names, there))})
         for entry in entries:
-            if entry.name in needed:
+            if entry.torn:
+                self._stale(UNKNOWN, f"{entry.path.name}, empty or cut off", entry)
+            elif entry.name in needed:
                 self._add(needed[entry.name], "needed", entry)
             elif entry.name in kept:
                 self._add(kept[entry.name], "kept", entry)
@@ -219,10 +224,12 @@ def _described(entry: Entry) -> tuple[str, str]:
     if "text" in facts:
         text = one_line(str(facts["text"]))
         return TEXT, f"'{text[:60]}{'...' if len(text) > 60 else ''}' ({facts.get('as', '')})"
-    key, kind = ("mask", MASKS) if "mask" in facts else ("file", LATENTS)
-    if key not in facts:
+    kinds = {"mask": MASKS, "sound": SOUNDS, "file": LATENTS}
+    key = next((key for key in kinds if key in facts), None)
+    if key is None:
         return UNKNOWN, entry.path.name
-    details = [str(facts[key]), *(str(facts[more]) for more in ("bucket", "fallback") if more in facts)]
+    kind = kinds[key]
+    details = [str(facts[key]), *(str(facts[more]) for more in ("bucket", "seconds", "fallback") if more in facts)]
     return kind, one_line(", ".join(details))
 
 

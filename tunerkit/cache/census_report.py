@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TEXT, LATENTS, MASKS, LEFTOVERS, UNKNOWN = "text", "latents", "masks", "leftovers", "unknown"
+TEXT, LATENTS, MASKS, SOUNDS, LEFTOVERS, UNKNOWN = "text", "latents", "masks", "sound", "leftovers", "unknown"
 MEDIA_MEMORY = "media memory"
 HEADINGS = ("kind", "entries", "size", "needed", "stale", "stale size", "missing", "where")
 LISTED = 20
-"""Stale entries listed as text; `CacheReport.stale` names all."""
+"""Stale entries, or failures, listed as text; `CacheReport.stale` and `CacheReport.failures` name all."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CacheRow:
     """The entries of one kind in one folder.
 
     Attributes:
-        kind: text, latents, masks, media memory (what is remembered of the source files), leftovers (of killed
+        kind: text, latents, masks, sound, media memory (what is remembered of the source files), leftovers (of killed
             processes) or unknown (entries of ours whose header cannot be read).
         datasets: ids of the datasets whose folder it is; none for text.
         folder: where they lie.
@@ -111,7 +111,7 @@ class CacheReport:
         if self.freed:
             parts.append(f"Freed: {_files(len(self.freed))}, {size_text(self.freed_size)}.")
         if self.failures:
-            parts.append(f"Could not be deleted: {'; '.join(self.failures)}.")
+            parts.append(f"Could not be deleted: {'; '.join(_first(self.failures))}.")
         parts.append(
             f"Stale, and freed by pruning: {_files(len(self.stale))}, {size_text(self.stale_size)}."
             if self.stale
@@ -136,6 +136,15 @@ class CacheReport:
         return "\n".join(
             [*text, *(["stale:"] if listed else []), *listed, *([f"  and {more} more (report.stale)"] if more else [])]
         )
+
+    def outcome(self) -> str:
+        """What `prune_cache` did, in lines: what was freed, and each file that could not be deleted with the reason."""
+        lines = [f"freed: {_files(len(self.freed))}, {size_text(self.freed_size)}"]
+        if self.failures:
+            lines.append("could not be deleted:")
+            lines += [f"  {failure}" for failure in _first(self.failures)]
+            lines.append("Fix: delete them as the user they belong to, or give yourself write permission in the folder")
+        return "\n".join(lines)
 
     def to_html(self) -> str:
         """The summary, the table and the stale entries as HTML; every text from files and settings is escaped."""
@@ -190,6 +199,12 @@ def _html_row(cells: Iterable[str]) -> str:
 
 def _files(count: int) -> str:
     return f"{count} file{'' if count == 1 else 's'}"
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    """So many lines that a person reads them, and how many there are besides."""
+    more = len(lines) - LISTED
+    return [*lines[:LISTED], *([f"and {more} more"] if more > 0 else [])]
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Encoding captions and clips in as much memory as there is: what does not fit is tried again in smaller ways."""
+"""Encoding text, clips and sound in as much memory as there is: what does not fit is tried again in smaller ways."""
 
 from __future__ import annotations
 
@@ -212,6 +212,69 @@ def encode_texts(
     return encode_texts(encoder, family, config, texts, kind)
 
 
+def load_audio_vae(config: TrainConfig, family: Family) -> Any:
+    """The audio VAE on the run's device, or on the CPU when it does not fit."""
+    return load_where_it_fits(
+        lambda device: family.load_audio_vae(config, device), run_device(config), "the audio VAE"
+    )[0]
+
+
+def sound_waveform(family: Family, sample: Sample) -> torch.Tensor:
+    """The waveform of a sample's sound as the family's audio VAE takes it, float32 `[channels, samples]`.
+
+    Raises:
+        EncodingError: the sound cannot be decoded.
+        ValueError: the sample or the family has no sound.
+    """
+    import torch
+
+    from tunerkit.data.audio import decode_sound
+    from tunerkit.data.media import UnreadableMedia
+
+    sound, wanted = sample.sound, family.sound
+    if sound is None or wanted is None:
+        raise ValueError(f"{sample.name} or the model has no sound")
+    try:
+        waveform = decode_sound(sound, sample_rate=wanted.sample_rate, channels=wanted.channels)
+    except UnreadableMedia as error:
+        where = "its sound" if sound.file == sample.file else f"its sound {sound.file}"
+        raise EncodingError(f"{where}: {error.reason}. Fix: {error.fix}", clip_at_fault=False) from error
+    return torch.from_numpy(waveform)
+
+
+def encode_sounds(vae: Any, family: Family, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor | EncodingError]:
+    """Audio latents of waveforms of one length; where memory is short in halves, at last one by one on the CPU (and
+    the audio VAE stays there).
+
+    Args:
+        waveforms: float32 `[channels, samples]` in [-1, 1] each, on the CPU.
+
+    Returns:
+        For each waveform its clean normalised audio latents, float32 `[L, D]` on the CPU, or why there are none.
+    """
+    import torch
+
+    device = next(vae.parameters()).device
+    trouble: EncodingError | None = None
+    try:
+        with torch.no_grad():
+            return list(family.encode_sound(vae, torch.stack(list(waveforms)).to(device)).float().cpu())
+    except Exception as error:  # whatever one sound makes of the VAE must not end the job
+        if not is_out_of_memory(error):
+            trouble = EncodingError(f"the audio VAE refused it: {type(error).__name__}: {error}", clip_at_fault=False)
+    free_memory()  # outside of the handler: the error keeps the tensors alive
+    if len(waveforms) > 1:
+        middle = len(waveforms) // 2
+        parts = (waveforms[:middle], waveforms[middle:])
+        return [latents for part in parts for latents in encode_sounds(vae, family, part)]
+    if trouble is None and device.type != ON_CPU:
+        logger.warning("out of memory while encoding sound: the audio VAE goes to the CPU, which is slower")
+        vae.to(ON_CPU)
+        free_memory()
+        return encode_sounds(vae, family, waveforms)
+    return [trouble or EncodingError("out of memory even when its sound is encoded alone", clip_at_fault=False)]
+
+
 def mask_weights(family: Family, sample: Sample, latents_shape: Sequence[int]) -> torch.Tensor:
     """Weights of a sample's mask on the latent grid, float32 `[1, t, h, w]` in [0, 1].
 
@@ -230,6 +293,10 @@ def mask_weights(family: Family, sample: Sample, latents_shape: Sequence[int]) -
         weights = latent_weights(decode_mask(sample), frames, height, width, family.temporal_compression)
     except Exception as error:  # whatever the decoder makes of a bad mask
         raise EncodingError(f"its mask cannot be used: {error}", clip_at_fault=False) from error
+    if not weights.any():
+        raise EncodingError(
+            "its mask is black in all used frames, so nothing of the clip would be learned", clip_at_fault=False
+        )
     return torch.from_numpy(weights)
 
 

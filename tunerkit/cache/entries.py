@@ -1,4 +1,4 @@
-"""The cache as a run sees it: latents and mask of a sample, tensors of a text."""
+"""The cache as a run sees it: latents, mask and sound of a sample, tensors of a text."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ FALLBACKS = ("tiled", "chunked", "cpu")
 
 
 class Cache:
-    """Entries of one run. Text lies in `config.text_cache_dir`, latents and masks in each dataset's own folder.
+    """Entries of one run. Text lies in `config.text_cache_dir`, latents, masks and sound in each dataset's own folder.
 
     Attributes:
         text_store: the store of the texts.
         latent_stores: dataset id -> store, of every dataset that is trained or evaluated on.
+        unwritable: folders that were found to take no more files; a warning was given for each.
     """
 
     def __init__(self, config: TrainConfig, family: Family) -> None:
         self.namer = EntryNamer(config, family)
+        self.unwritable: set[Path] = set()
         compress = config.compress_disk_cache
         self.text_store = Store(config.text_cache_dir, compress=compress)
         self.latent_stores = {
@@ -96,6 +98,29 @@ class Cache:
         name = self.namer.mask(sample)
         facts = {"mask": sample.mask.file.name if sample.mask else "", "bucket": sample.bucket}
         self.latent_stores[sample.dataset].put(name, {"weights": weights.float()}, facts)
+
+    # Sound -----------------------------------------------------------------------------------------------------
+
+    def has_sound(self, sample: Sample) -> bool:
+        """Whether the audio latents are there by now. The sample must have sound (ValueError)."""
+        return self.namer.sound(sample) in self.latent_stores[sample.dataset]
+
+    def without_sound(self, samples: Iterable[Sample]) -> list[Sample]:
+        """The samples, all with sound, whose audio latents are not cached: see `without_latents`."""
+        for store in self.latent_stores.values():
+            store.refresh()
+        return [sample for sample in samples if not self.latent_stores[sample.dataset].listed(self.namer.sound(sample))]
+
+    def sound(self, sample: Sample) -> torch.Tensor:
+        """Clean normalised audio latents, float32 `[L, D]`. Raises CacheEntryError."""
+        return self.latent_stores[sample.dataset].get(self.namer.sound(sample))["audio"]
+
+    def put_sound(self, sample: Sample, latents: torch.Tensor) -> None:
+        """Write the audio latents of a sample, `[L, D]`; raises as `put_latents`."""
+        sound = sample.sound
+        told = "silence" if sound is None or sound.silent else f"{sound.file.name} from {sound.start:.2f} s"
+        facts = {"sound": told, "seconds": f"{sound.seconds:.2f}" if sound else ""}
+        self.latent_stores[sample.dataset].put(self.namer.sound(sample), {"audio": latents.float()}, facts)
 
     # Text ------------------------------------------------------------------------------------------------------
 

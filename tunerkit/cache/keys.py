@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import asdict
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tunerkit.data.decode import DECODE_RECIPE
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
 
 MASK_RECIPE = 1
 """Version of the weights: it changes when the same mask would be reduced to other weights."""
+SOUND_RECIPE = 1
+"""Version of the decoding of sound: it changes when the same span would give another waveform."""
 
 
 class EntryNamer:
-    """Names the cache entries of one run. The model files are looked at once, when it is made.
+    """Names the cache entries of one run. The model files are looked at once: when it is made, those of the audio VAE
+    when the first sound is named.
 
     A latent is shaped by the source file's content, the frames, size and crop taken from it, the VAE's weights and
     the family's recipe (precision, tiling, normalisation); a text entry by the text, whether it is a positive or a
     negative, the encoder's weights and the family's recipe. A mask's weights are shaped by the mask instead of the
-    clip, and by the VAE through its latent grid.
+    clip, and by the VAE through its latent grid. Sound is shaped by the content of the file that holds it, the span
+    taken of it, the waveform's format, the audio VAE's weights and the family's recipe.
 
     Folder names, file names and dates are not part of a name. A file's time of change says nothing about its
     pixels: copying, downloading or checking out a dataset sets it anew, and the whole cache would be lost. What a
@@ -33,13 +38,9 @@ class EntryNamer:
     """
 
     def __init__(self, config: TrainConfig, family: Family) -> None:
-        from tunerkit.families.checkpoint_files import component_identity
-
-        model = str(config.pretrained_model_name_or_path)
-        vae = str(config.pretrained_vae_model_name_or_path or model)
-        vae_weights = component_identity(vae, family.subfolders["vae"], config.revision if vae == model else None)
-        pixels = {"family": family.name, "decoder": DECODE_RECIPE, "weights": vae_weights}
-        text_weights = component_identity(model, family.subfolders["text"], config.revision)
+        self._config, self._family = config, family
+        pixels = {"family": family.name, "decoder": DECODE_RECIPE, "weights": family.identity(config, "vae")}
+        text_weights = family.identity(config, "text")
         self._latents = _started({**pixels, "kind": "latents", "recipe": family.vae_recipe(config)})
         self._masks = _started(
             {**pixels, "kind": "mask", "recipe": MASK_RECIPE, "temporal_compression": family.temporal_compression}
@@ -74,6 +75,35 @@ class EntryNamer:
         name = self._masks.copy()
         name.update(f"{mask.digest} {mask.kind}{_geometry(sample)}".encode())
         return name.hexdigest()
+
+    def sound(self, sample: Sample) -> str:
+        """Name of the entry that holds the audio latents of `sample`; silence of one length is the same everywhere.
+
+        Raises:
+            ValueError: the sample has no sound.
+        """
+        sound = sample.sound
+        if sound is None:
+            raise ValueError(f"{sample.name} has no sound")
+        name = self._sounds.copy()
+        content = "silence" if sound.silent else f"{sound.digest} {round(sound.start * 1e6)}"
+        name.update(f"{content} {round(sound.seconds * 1e6)}".encode())
+        return name.hexdigest()
+
+    @cached_property
+    def _sounds(self) -> hashlib._Hash:
+        # Only now: most runs train no sound, and their checkpoint may hold no audio VAE.
+        family, config = self._family, self._config
+        return _started(
+            {
+                "kind": "sound",
+                "family": family.name,
+                "decoder": SOUND_RECIPE,
+                "format": asdict(family.sound) if family.sound else None,
+                "weights": family.identity(config, "audio_vae"),
+                "recipe": family.sound_recipe(config),
+            }
+        )
 
     def text(self, text: str, kind: TextKind) -> str:
         """Name of the entry that holds the text tensors of `text`."""

@@ -1,12 +1,26 @@
-"""Making one cache entry anew in the middle of a training, when it is damaged or gone."""
+"""Making one cache entry anew in the middle of a training, when it is damaged or gone.
+
+What cannot be written, because the folder is another user's or the disk is full, is held in memory by its store.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
-from tunerkit.cache.encode import EncodingError, LatentEncoder, encode_texts, load_where_it_fits, mask_weights
-from tunerkit.cache.write_behind import cannot_write
+from tunerkit.cache.encode import (
+    EncodingError,
+    LatentEncoder,
+    encode_sounds,
+    encode_texts,
+    load_audio_vae,
+    load_where_it_fits,
+    mask_weights,
+    sound_waveform,
+)
+from tunerkit.cache.write_behind import USE_ANOTHER_FOLDER, folder_in_the_way
 from tunerkit.data.decode import decode
 from tunerkit.data.probe import content_digest
 from tunerkit.devices import free_memory, run_device
@@ -16,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from tunerkit.cache.entries import Cache
+    from tunerkit.cache.store import Store
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family, TextKind
@@ -30,8 +45,7 @@ def rebuild_latents(config: TrainConfig, family: Family, cache: Cache, sample: S
         Clean normalised latents, float32 `[C, t, h, w]` on the CPU.
 
     Raises:
-        TunerkitError: the clip is gone, was changed since the run began or cannot be encoded, or the cache folder
-            cannot be written.
+        TunerkitError: the clip is gone, was changed since the run began or cannot be encoded.
     """
     import torch
 
@@ -59,10 +73,9 @@ def rebuild_latents(config: TrainConfig, family: Family, cache: Cache, sample: S
     if isinstance(encoded, EncodingError):
         _give_up(sample, str(encoded), encoded)
     latents, fallback = encoded
-    try:
+    name = cache.namer.latents(sample)
+    with _held_if_not_written(cache, store, name, {"latents": latents}):
         cache.put_latents(sample, latents, fallback=fallback)
-    except OSError as error:
-        raise cannot_write(store.folder, error) from error
     return latents
 
 
@@ -76,18 +89,57 @@ def rebuild_mask(family: Family, cache: Cache, sample: Sample, latents: torch.Te
         Weights in [0, 1], float32 `[1, t, h, w]`.
 
     Raises:
-        TunerkitError: the mask is gone or cannot be used, or the cache folder cannot be written.
+        TunerkitError: the mask is gone or cannot be used.
     """
     logger.warning("the cached mask of %s is damaged or gone; it is made again", sample.file)
     try:
         weights = mask_weights(family, sample, latents.shape)
     except EncodingError as error:
         _give_up(sample, str(error), error)
-    try:
+    store, name = cache.latent_stores[sample.dataset], cache.namer.mask(sample)
+    with _held_if_not_written(cache, store, name, {"weights": weights}):
         cache.put_mask(sample, weights)
-    except OSError as error:
-        raise cannot_write(cache.latent_stores[sample.dataset].folder, error) from error
     return weights
+
+
+def rebuild_sound(config: TrainConfig, family: Family, cache: Cache, sample: Sample) -> torch.Tensor:
+    """Encode the sound of a sample again and cache it; the audio VAE is loaded for it and freed.
+
+    Returns:
+        Clean normalised audio latents, float32 `[L, D]` on the CPU.
+
+    Raises:
+        TunerkitError: the file is gone, was changed since the run began or its sound cannot be encoded.
+        ValueError: the sample has no sound.
+    """
+    sound = sample.sound
+    if sound is None:
+        raise ValueError(f"{sample.name} has no sound")
+    store = cache.latent_stores[sample.dataset]
+    logger.warning(
+        "the cached sound of %s (%s) is damaged or gone; it is encoded again",
+        sample.file,
+        store.path(cache.namer.sound(sample)),
+    )
+    try:
+        if not sound.silent and content_digest(sound.file) != sound.digest:
+            _give_up(sample, f"{sound.file} was changed since the run began")
+        waveform = sound_waveform(family, sample)
+    except OSError as error:
+        _give_up(sample, f"{sound.file}: {error.strerror or error}", error)
+    except EncodingError as error:
+        _give_up(sample, str(error), error)
+    vae = load_audio_vae(config, family)
+    try:
+        [latents] = encode_sounds(vae, family, [waveform])
+    finally:
+        del vae
+        free_memory()
+    if isinstance(latents, EncodingError):
+        _give_up(sample, str(latents), latents)
+    with _held_if_not_written(cache, store, cache.namer.sound(sample), {"audio": latents}):
+        cache.put_sound(sample, latents)
+    return latents
 
 
 def rebuild_text(
@@ -99,7 +151,7 @@ def rebuild_text(
         The family's text tensors on the CPU, without a batch dimension.
 
     Raises:
-        TunerkitError: the checkpoint is gone, or the cache folder cannot be written.
+        TunerkitError: the checkpoint is gone.
     """
     logger.warning(
         "the cached text %r (%s) is damaged or gone; it is encoded again",
@@ -114,15 +166,32 @@ def rebuild_text(
     finally:
         del encoder
         free_memory()
-    try:
+    with _held_if_not_written(cache, cache.text_store, cache.namer.text(text, kind), tensors):
         cache.put_text(text, kind, tensors)
-    except OSError as error:
-        raise cannot_write(cache.text_store.folder, error) from error
     return tensors
 
 
+@contextlib.contextmanager
+def _held_if_not_written(cache: Cache, store: Store, name: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Hold `tensors` in memory if the block cannot write them; said once per folder."""
+    try:
+        yield
+    except OSError as error:
+        store.keep(name, tensors)
+        if store.folder not in cache.unwritable:
+            cache.unwritable.add(store.folder)
+            blocked = folder_in_the_way(error)
+            logger.warning(
+                "cache folder %s cannot be written (%s): what is made anew of it is held in memory, and has to be made "
+                "again in the next run. Fix: %s",
+                store.folder,
+                blocked or error.strerror or error,
+                "delete that folder" if blocked else USE_ANOTHER_FOLDER,
+            )
+
+
 def _give_up(sample: Sample, reason: str, cause: Exception | None = None) -> NoReturn:
-    raise TunerkitError(
-        f"{sample.file} cannot be encoded again: {reason}. Fix: put the file back as it was, or start the same command "
-        "again; the datasets are looked at anew then"
-    ) from cause
+    reason = reason.rstrip(".")
+    fix = "put the file back as it was, or start the same command again: it looks at the datasets anew"
+    told = reason if "Fix: " in reason else f"{reason}. Fix: {fix}"
+    raise TunerkitError(f"{sample.file} cannot be encoded again: {told}.") from cause

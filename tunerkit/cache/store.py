@@ -31,6 +31,10 @@ ZSTD_LEVEL = 1
 """Higher levels take longer and win less than one percent on latents."""
 ABANDONED_SECONDS = 3600.0
 """A temporary file of another machine that was not touched for so long is left from a killed process."""
+LEAST_BYTES = 64
+"""A smaller file is no entry of either form: a broken disk or copy left it empty, or cut it off in its header."""
+KEPT_BYTES = 4 << 30
+"""Entries that cannot be written are held in memory up to so many bytes."""
 
 _HEADER = "tunerkit"
 _MARK = f'"{_HEADER}":"crc32='.encode()
@@ -40,7 +44,7 @@ _OURS = re.compile(r"^([0-9a-f]{64})\.safetensors(?:\.zst)?$")
 
 
 class CacheEntryError(TunerkitError):
-    """A cache file is gone, truncated or was changed; it is made anew by building the cache again."""
+    """A cache file is gone, truncated or was changed. Training makes it anew, and so does building the cache again."""
 
 
 class NonFiniteEntryError(TunerkitError, ValueError):
@@ -55,12 +59,17 @@ class Entry:
     path: Path
     size: int
 
+    @property
+    def torn(self) -> bool:
+        """Whether it is too small to be an entry; `clear_torn` removes it, and it is made anew."""
+        return self.size < LEAST_BYTES
+
 
 class Store:
     """Entries by name under `folder`, spread over 256 sub-folders. Several processes may write to one store.
 
     The folders are listed once, when an entry is first asked for; what other processes add later is found on disk.
-    An entry counts in either form, and there is no difference between them but their size.
+    An entry counts in either form, and there is no difference between them but their size. What is no file is no entry.
 
     Args:
         folder: made when the first entry is written.
@@ -71,6 +80,7 @@ class Store:
         self.folder = Path(folder)
         self.compress = compress
         self._suffixes: dict[str, str] | None = None
+        self._kept: dict[str, dict[str, torch.Tensor]] = {}
 
     def path(self, name: str) -> Path:
         """The file of an entry; where there is none, the one it would be written to."""
@@ -78,7 +88,7 @@ class Store:
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such an entry now; one that was listed is not looked for again."""
-        return self._find(name) is not None
+        return name in self._kept or self._find(name) is not None
 
     def listed(self, name: str) -> bool:
         """Whether there was such an entry when the folder was listed, or since: asks no file system."""
@@ -112,15 +122,24 @@ class Store:
         # The other form, if there is one, stays: two processes that replaced each other's could delete both.
         self._index()[name] = self._own_suffix
 
+    def keep(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Hold an entry that cannot be written in memory, for as long as this store lives; `get` returns it then."""
+        held = sum(tensor.nbytes for entry in (*self._kept.values(), tensors) for tensor in entry.values())
+        if held > KEPT_BYTES:
+            self._kept.clear()
+        self._kept[name] = dict(tensors)
+
     def get(self, name: str) -> dict[str, torch.Tensor]:
         """Read an entry.
 
         Raises:
-            CacheEntryError: the file is gone, or not what was written; then it is removed, to be made anew.
+            CacheEntryError: the file is gone, or not what was written; then it is removed if possible, to be made anew.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        if name in self._kept:
+            return dict(self._kept[name])
         path, data = self._read(name)
         try:
             if path.name.endswith(COMPRESSED):
@@ -130,21 +149,19 @@ class Store:
             return load(data)
         except (SafetensorError, ValueError, KeyError, MemoryError) as error:
             self._forget(name)
-            path.unlink(missing_ok=True)
             raise CacheEntryError(
-                f"cache file {path} was damaged ({error or type(error).__name__}) and has been removed. Fix: start the "
-                "same command again (or call build_cache); only this entry is made anew"
+                f"cache file {path} was damaged ({error or type(error).__name__}) and {_removed(path)}"
             ) from error
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry on disk with a name that tunerkit gives: 64 hexadecimal digits in the sub-folder of the first
-        two. Other files are passed over."""
+        """Every entry on disk, torn ones too, with a name that tunerkit gives: 64 hexadecimal digits in the sub-folder
+        of the first two. Other files are passed over."""
         for sub in _sub_folders(self.folder):
             for found in _scan(sub):
                 match = _OURS.match(found.name)
-                if match and found.name[:2] == sub.name and found.is_file(follow_symlinks=False):
+                if match and found.name[:2] == sub.name and found.is_file():
                     with contextlib.suppress(FileNotFoundError):
-                        yield Entry(match[1], Path(found.path), found.stat(follow_symlinks=False).st_size)
+                        yield Entry(match[1], Path(found.path), found.stat().st_size)
 
     def leftovers(self) -> Iterator[Entry]:
         """What killed processes left: temporary files of an ended process of this machine, or old ones of others."""
@@ -158,9 +175,22 @@ class Store:
                     yield Entry("", Path(found.path), status.st_size)
 
     def clear_leftovers(self) -> None:
-        """Remove what killed processes were writing; one listing, since temporary files lie in the folder itself."""
+        """Remove what killed processes were writing, as far as that is allowed; one listing, since temporary files lie
+        in the folder itself."""
         for leftover in list(self.leftovers()):
-            leftover.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's: it is in nobody's way
+                leftover.path.unlink(missing_ok=True)
+
+    def clear_torn(self) -> None:
+        """Remove entries that are empty or cut off in their header, as far as that is allowed, to be made anew.
+
+        Asks the disk for the size of every entry, 5 us each: for filling the cache, not for looking things up.
+        """
+        for entry in self.entries():
+            if entry.torn:
+                with contextlib.suppress(OSError):  # another user's: it is found when it is read
+                    entry.path.unlink(missing_ok=True)
+                    self._forget(entry.name)
 
     # Inner works -----------------------------------------------------------------------------------------------
 
@@ -179,7 +209,7 @@ class Store:
             for sub in _sub_folders(self.folder):
                 for found in _scan(sub):
                     name, dot, rest = found.name.partition(".")
-                    if name and f"{dot}{rest}" in (PLAIN, COMPRESSED):
+                    if name and f"{dot}{rest}" in (PLAIN, COMPRESSED) and found.is_file():
                         index[name] = f"{dot}{rest}"
             self._suffixes = index
         return index
@@ -192,7 +222,7 @@ class Store:
     def _look(self, name: str) -> str | None:
         start = f"{self.folder}{os.sep}{name[:2]}{os.sep}{name}"  # a Path takes three times as long
         for suffix in (self._own_suffix, PLAIN if self.compress else COMPRESSED):
-            if os.access(start + suffix, os.F_OK):
+            if os.path.isfile(start + suffix):
                 self._index()[name] = suffix
                 return suffix
         self._forget(name)
@@ -202,7 +232,7 @@ class Store:
         self._index().pop(name, None)
 
     def _read(self, name: str) -> tuple[Path, bytes]:
-        suffix = self._find(name)
+        suffix = self._find(name) or self._own_suffix  # also tells what else has this name
         for _ in range(2):  # another process may just have changed its form
             if suffix is None:
                 break
@@ -211,17 +241,16 @@ class Store:
                 return path, path.read_bytes()
             except FileNotFoundError:
                 suffix = self._look(name)
-            except OSError as error:
-                reason = error.strerror or str(error)
+            except IsADirectoryError as error:
                 raise CacheEntryError(
-                    f"cache file {path} cannot be read ({reason}). Fix: check the disk and its permissions, or delete "
-                    "the file and start the same command again"
+                    f"a folder stands where cache file {path} should be; delete the folder"
+                ) from error
+            except OSError as error:
+                raise CacheEntryError(
+                    f"cache file {path} cannot be read ({error.strerror or error}); check the disk and its permissions"
                 ) from error
         self._forget(name)
-        raise CacheEntryError(
-            f"cache file {self._path(name, self._own_suffix)} is gone. Fix: start the same command again (or call "
-            "build_cache); it is made anew"
-        )
+        raise CacheEntryError(f"cache file {self._path(name, self._own_suffix)} is gone; build_cache makes it anew")
 
     def _write(self, path: Path, data: bytes) -> None:
         """Temporary file, flush, rename: a reader sees the whole entry or none."""
@@ -300,6 +329,15 @@ def _scan(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
             f"cache folder {os.fspath(folder)} cannot be listed ({error.strerror}). Fix: give yourself read and "
             "execute permission, or set cache_dir to another folder"
         ) from error
+
+
+def _removed(path: Path) -> str:
+    """Remove a damaged entry; returns what became of it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"cannot be removed ({error.strerror or error}); delete it, or set cache_dir to a folder of your own"
+    return "has been removed; build_cache makes it anew"
 
 
 def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:

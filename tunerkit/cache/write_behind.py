@@ -13,6 +13,10 @@ from tunerkit.errors import TunerkitError
 WAITING = 32
 """Entries that may wait to be written; then the encoder waits."""
 
+USE_ANOTHER_FOLDER = (
+    "free space there, or set cache_dir (or the dataset's cache_dir / cache_dir_vae) to a folder you may write to"
+)
+
 Outcome = Callable[[Exception | None], None]
 """Called in the main thread when an entry is written (None), or cannot be used (why)."""
 
@@ -60,10 +64,17 @@ class WriteBehind:
             outcome(error)
 
 
+def folder_in_the_way(error: OSError) -> str:
+    """What to tell when an entry cannot be written because a folder has its name; empty for other errors."""
+    path = error.filename2 or error.filename
+    return f"a folder stands where cache file {path} is to be written" if isinstance(error, IsADirectoryError) else ""
+
+
 def cannot_write(folder: Path, error: OSError) -> TunerkitError:
-    """What to tell about a cache folder that takes no more files."""
+    """What to tell about a cache folder that takes no more files, or not the one that was to be written."""
+    if folder_in_the_way(error):
+        return TunerkitError(f"{folder_in_the_way(error)}. Fix: delete that folder, then start again")
     return TunerkitError(
         f"cache folder {folder} cannot be written ({error.strerror or error}). What was written so far is whole and "
-        "will be used. Fix: free space there, or set cache_dir (or the dataset's cache_dir / cache_dir_vae) to a "
-        "folder you may write to; then start again"
+        f"will be used. Fix: {USE_ANOTHER_FOLDER}; then start again"
     )

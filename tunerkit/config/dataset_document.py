@@ -74,7 +74,10 @@ class DatasetConfig(Settings):
     """One dataset, as it stands in the dataset document."""
 
     id: str = _setting(
-        ..., "Unique name of the dataset; part of cache folder names.", pattern=r"^[^/\\\x00-\x1f]+$", max_length=120
+        ...,
+        "Write a unique name without slashes; it is part of cache folder names.",
+        pattern=r"^[^/\\\x00-\x1f]+$",
+        max_length=120,
     )
     type: Literal["local", "huggingface"] = _setting(
         "local", "Where the files lie: in instance_data_dir, or in a datasets repository that is downloaded first."
@@ -160,6 +163,18 @@ class DatasetConfig(Settings):
         """Whether files of this dataset say which parts of other clips are learned."""
         mask = self.conditioning_type in (None, "mask")
         return not self.disabled and self.dataset_type == "conditioning" and mask
+
+    @property
+    def takes_sound(self) -> bool:
+        """Whether the clips come with sound: their own, or that of the `s2v_datasets`."""
+        own = self.audio is not None and self.audio.auto_split
+        return not self.disabled and (own or bool(self.sound_ids))
+
+    @property
+    def sound_ids(self) -> tuple[str, ...]:
+        """Ids of the datasets with the sound of this one."""
+        given = self.s2v_datasets or ()
+        return (given,) if isinstance(given, str) else tuple(given)
 
     @property
     def conditioning_ids(self) -> tuple[str, ...]:

@@ -33,13 +33,13 @@ _DENSITY = "timesteps follow the family's official density"
 _LOSS = "the loss is the family's official one"
 _RECOMPUTE = "every block is recomputed, with torch's own checkpointing"
 _TIMING = "the dataset is used in every epoch"
+_SPAN = "a clip's sound lasts exactly as long as its frames"
 _CONDITIONING = "nothing is made from other datasets; masks are read from a dataset of their own"
 
 INACTIVE: dict[str, str] = {
     # adapter
     "lycoris_config": "the adapter is a LoRA",
     # model
-    "ltx2_checkpoint_filename": "checkpoints are read in diffusers layout",
     "pretrained_transformer_model_name_or_path": "the base model's own transformer is used",
     "pretrained_transformer_subfolder": "the base model's own transformer is used",
     # memory: quantisation
@@ -96,7 +96,6 @@ INACTIVE: dict[str, str] = {
     "snr_gamma": _LOSS,
     "noise_offset": _LOSS,
     "input_perturbation": _LOSS,
-    "audio_loss_weight": "sound is not trained",
     "flow_sigmoid_scale": _DENSITY,
     "flow_use_uniform_schedule": _DENSITY,
     "flow_use_beta_schedule": _DENSITY,
@@ -167,12 +166,9 @@ INACTIVE: dict[str, str] = {
     "validation_disable_unconditional": "the empty prompt is not rendered",
     "validation_preview": _PREVIEW,
     "validation_preview_steps": _PREVIEW,
-    "validation_using_datasets": "use validation_input to give first frames",
     "validation_adapter_path": "the trained adapter is rendered",
     "validation_external_script": "videos are rendered in the run itself",
     "evaluation_type": "rendered videos are not scored",
-    "eval_dataset_id": _EVALUATION,
-    "num_eval_images": _EVALUATION,
     "eval_steps_interval": _EVALUATION,
     "eval_epoch_interval": _EVALUATION,
     "eval_timesteps": _EVALUATION,
@@ -209,22 +205,21 @@ DATASET_INACTIVE: dict[str, str] = {
     "end_step": _TIMING,
     "text_encoder_batch_size": "text_encoder_batch_size of the run counts",
     "is_regularisation_data": "the clips are trained like all others",
-    "disable_validation": "datasets play no part in validation",
+    "disable_validation": "validation_using_datasets takes inputs from all",
     "timestep_sampling_offset": _DENSITY,
     "conditioning": _CONDITIONING,
     "source_dataset_id": _CONDITIONING,
-    "s2v_datasets": "sound is not trained",
     "text_embeds": "all datasets share one cache of text embeddings",
     "image_embeds": "image embeddings are not used",
     "vae_cache_ondemand": _CACHE,
     "vae_cache_disable": _CACHE,
-    "audio": "sound is not trained",
+    "audio.bucket_strategy": _SPAN,
+    "audio.duration_interval": _SPAN,
 }
 """Dataset setting (with a dot inside a group) -> what happens instead."""
 
 INACTIVE_TYPES: dict[str, str] = {
     "image_embeds": "image embeddings are not used",
-    "audio": "sound is not trained",
     "conditioning_image_embeds": "image embeddings are not used",
     "distillation_cache": "no teacher is trained from",
 }
@@ -247,9 +242,9 @@ def _dataset_notes(dataset: DatasetConfig, entry: str) -> Iterator[Note]:
         yield _note(f"{entry}.dataset_type", INACTIVE_TYPES[dataset.dataset_type])
         return
     for key, instead in DATASET_INACTIVE.items():
-        unused_sound = key == "audio" and dataset.audio is not None and not dataset.audio.auto_split
         group, _, name = key.rpartition(".")
-        if _is_active(getattr(dataset, group) if group else dataset, name) and not unused_sound:
+        settings = getattr(dataset, group) if group else dataset
+        if settings is not None and _is_active(settings, name):
             yield _note(f"{entry}.{key}", instead)
 
 

@@ -65,6 +65,9 @@ def _problem(details: Any, model: type[BaseModel]) -> Problem:
         message = str(details["ctx"]["error"])
     elif kind == "string_pattern_mismatch":
         return Problem(key, shown(value), "is not a value it takes", (field.description or "").rstrip("."))
+    elif kind == "string_too_long":
+        most = details["ctx"]["max_length"]
+        return Problem(key, shown(value), f"is longer than {most} characters", "write a shorter one")
     elif kind == "literal_error":
         return _wrong_choice(key, value, field)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,18 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")  # an underscore stands for each run of
 
 @dataclass(frozen=True)
 class ValidationPrompt:
-    """One prompt to render: `nickname` is safe as part of a file name; `image` is the first frame, if one is given."""
+    """One prompt to render.
+
+    Attributes:
+        nickname: safe as part of a file name.
+        image: file of the first frame (image to video).
+        audio: file of the sound that the video is made to (sound to video).
+    """
 
     nickname: str
     prompt: str
     image: Path | None = None
+    audio: Path | None = None
 
 
 def safe_name(name: str) -> str:
@@ -54,7 +61,7 @@ def validation_prompts(config: TrainConfig) -> list[ValidationPrompt]:
 
 
 def _image_prompts(path: Path) -> list[ValidationPrompt]:
-    """Entries `{"image": ..., "prompt": ..., "nickname": ...}`; image paths are relative to the JSON file."""
+    """Entries `{"prompt": ..., "image": ..., "audio": ..., "nickname": ...}`; paths are relative to the JSON file."""
     key = "validation_input"
     example = 'write a JSON list such as [{"image": "first_frame.png", "prompt": "a fox runs"}]'
     try:
@@ -70,8 +77,14 @@ def _image_prompts(path: Path) -> list[ValidationPrompt]:
         image = path.parent / entry["image"] if entry.get("image") else None
         if image is not None and (trouble := _image_trouble(image)):
             problems.append(Problem(f"{key}[{number}].image", entry["image"], trouble, "name a PNG or JPEG file"))
-        nickname = entry.get("nickname") or (image.stem if image else f"input-{number}")
-        prompts.append(ValidationPrompt(safe_name(str(nickname)), entry["prompt"], image))
+        audio = path.parent / entry["audio"] if entry.get("audio") else None
+        if audio is not None and not audio.is_file():
+            problems.append(
+                Problem(f"{key}[{number}].audio", entry["audio"], f"{audio} is missing", "name a file with sound")
+            )
+        given = image or audio
+        nickname = entry.get("nickname") or (given.stem if given else f"input-{number}")
+        prompts.append(ValidationPrompt(safe_name(str(nickname)), entry["prompt"], image, audio))
     if problems:
         raise ConfigError(problems)
     return prompts
@@ -92,12 +105,14 @@ def _image_trouble(path: Path) -> str | None:
 
 def _unique(prompts: list[ValidationPrompt]) -> list[ValidationPrompt]:
     taken: set[str] = set()
-    unique = []
-    for entry in prompts:
-        name, number = entry.nickname, 1
-        while name.lower() in taken:  # some file systems do not tell cases apart
-            number += 1
-            name = f"{entry.nickname}-{number}"
-        taken.add(name.lower())
-        unique.append(ValidationPrompt(name, entry.prompt, entry.image))
-    return unique
+    return [replace(entry, nickname=free_name(entry.nickname, taken)) for entry in prompts]
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """`name`, with a number where it is taken; file systems may not tell upper from lower case. It is taken then."""
+    free, number = name, 1
+    while free.lower() in taken:
+        number += 1
+        free = f"{name}-{number}"
+    taken.add(free.lower())
+    return free

@@ -36,6 +36,7 @@ def problems_between(config: TrainConfig) -> list[Problem]:
         *_entries(config),
         *_probabilities(config),
         *_cache_folders(config),
+        *_unused_masks(config),
     ]
     for index, dataset in enumerate(config.datasets):
         place = entry_key("datasets", index)
@@ -43,9 +44,12 @@ def problems_between(config: TrainConfig) -> list[Problem]:
             problems += _repository(dataset, place)
         if dataset.has_clips:
             problems += _conditioning(config, dataset, place)
+            problems += _sound(config, dataset, place)
             problems += _captions(dataset, place)
             problems += _frames(dataset, place)
             problems += _sizes(config, dataset, place)
+            problems += _shapes(dataset, place)
+            problems += _nested(config, dataset, place)
     return problems
 
 
@@ -68,6 +72,8 @@ def _idle_settings(dataset: DatasetConfig, place: str) -> Iterator[Note]:
         )
     if dataset.crop_aspect_buckets and dataset.crop_aspect not in ("closest", "random"):
         yield Note(f"{place}.crop_aspect_buckets", "has no effect without crop_aspect = closest or random")
+    if dataset.sound_ids and dataset.audio is not None and dataset.audio.auto_split:
+        yield Note(f"{place}.audio.auto_split", "s2v_datasets counts: the clips' own sound is not used")
     if dataset.dataset_type == "eval" and dataset.repeats:
         yield Note(f"{place}.repeats", "has no effect: an evaluation looks at each clip once")
 
@@ -129,6 +135,9 @@ def _entries(config: TrainConfig) -> Iterator[Problem]:
     counts = Counter(dataset.id for dataset in config.datasets)
     seen: set[str] = set()
     for index, dataset in enumerate(config.datasets):
+        if dataset.id.strip() in ("", ".", ".."):
+            message = "is no name for a folder, and the dataset's cache is called by it"
+            yield Problem(dataset_path_key(index, "id"), dataset.id, message, "write a name of letters or digits")
         if counts[dataset.id] > 1 and dataset.id in seen:
             key = dataset_path_key(index, "id")
             yield Problem(key, dataset.id, "is the id of another dataset too", "give every dataset its own id")
@@ -223,6 +232,88 @@ def _conditioning(config: TrainConfig, dataset: DatasetConfig, place: str) -> It
         else:
             continue
         yield Problem(f"{place}.conditioning_data", name, message, fix)
+
+
+def _sound(config: TrainConfig, dataset: DatasetConfig, place: str) -> Iterator[Problem]:
+    """The ids of `s2v_datasets` must be those of datasets of sound; sound is trained with its picture."""
+    known = {other.id: other for other in config.datasets}
+    sounds = [other.id for other in config.datasets if other.dataset_type == "audio" and not other.disabled]
+    for name in dataset.sound_ids:
+        other = known.get(name)
+        if other is None:
+            message = f"{name} is the id of no dataset"
+        elif other.disabled:
+            message = f"{name} is disabled, so the clips would be trained without their sound"
+        elif other.dataset_type != "audio":
+            message = f"{name} is a dataset of type {other.dataset_type}, not audio"
+        else:
+            continue
+        add = "add a dataset with dataset_type = audio, or remove s2v_datasets"
+        yield Problem(
+            f"{place}.s2v_datasets", name, message, choice_fix("", sounds, "Datasets of sound") if sounds else add
+        )
+    if dataset.audio is not None and dataset.audio.audio_only:
+        yield Problem(
+            f"{place}.audio.audio_only",
+            True,
+            "sound cannot be trained without its picture",
+            "set it to false; with audio_loss_weight and sound_conditioning_probability the terms are weighed",
+        )
+
+
+def _unused_masks(config: TrainConfig) -> Iterator[Problem]:
+    """A dataset of masks that no clips name would be left out without a word."""
+    used = {name for dataset in config.datasets if dataset.has_clips for name in dataset.conditioning_ids}
+    if used - {dataset.id for dataset in config.datasets}:
+        return  # a name is misspelt, which is said already
+    for index, dataset in enumerate(config.datasets):
+        if dataset.has_masks and dataset.id not in used:
+            yield Problem(
+                dataset_path_key(index, "id"),
+                dataset.id,
+                "holds masks, and no dataset of clips names it, so nothing would be masked",
+                f"set conditioning_data = {dataset.id} in the dataset of the clips, or disabled = true here",
+            )
+
+
+def _nested(config: TrainConfig, dataset: DatasetConfig, place: str) -> Iterator[Problem]:
+    """Folders inside each other: the run would train on its own renderings, or take clips for their own masks."""
+    folder = dataset.instance_data_dir
+    if folder is None:
+        return
+    if config.output_dir is not None and config.output_dir.is_relative_to(folder):
+        yield Problem(
+            f"{place}.instance_data_dir",
+            str(folder),
+            f"holds output_dir ({config.output_dir}), so rendered videos would be trained on",
+            "put the clips into a folder of their own, or output_dir elsewhere",
+        )
+    for other in config.datasets:
+        if other.has_masks and other.id in dataset.conditioning_ids and other.instance_data_dir == folder:
+            yield Problem(
+                f"{place}.conditioning_data",
+                other.id,
+                "has the same folder as the clips, so every clip would be its own mask",
+                "put the masks into a folder of their own",
+            )
+
+
+def _shapes(dataset: DatasetConfig, place: str) -> Iterator[Problem]:
+    if dataset.minimum_aspect_ratio > dataset.maximum_aspect_ratio:
+        yield Problem(
+            f"{place}.minimum_aspect_ratio",
+            dataset.minimum_aspect_ratio,
+            f"is above maximum_aspect_ratio = {dataset.maximum_aspect_ratio:g}, so every clip would be dropped",
+            f"set it to {dataset.maximum_aspect_ratio:g} or less",
+        )
+    wrong = [ratio for ratio in dataset.crop_aspect_buckets or () if not 0.1 <= ratio <= 10]
+    if wrong:
+        yield Problem(
+            f"{place}.crop_aspect_buckets",
+            wrong[0],
+            "is no shape: an entry is width / height, from 0.1 to 10",
+            "write for example [0.5625, 1.0, 1.7778]",
+        )
 
 
 def _captions(dataset: DatasetConfig, place: str) -> Iterator[Problem]:

@@ -118,6 +118,11 @@ class TrainConfig(
         return [dataset for dataset in self.datasets if dataset.has_clips and not dataset.is_media]
 
     @property
+    def trains_sound(self) -> bool:
+        """Whether a dataset that is trained on takes the sound of its clips along."""
+        return any(dataset.takes_sound for dataset in self.media_datasets)
+
+    @property
     def output_path(self) -> Path:
         """The absolute output folder.
 

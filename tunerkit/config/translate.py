@@ -81,7 +81,7 @@ def _frame_rate(place: str, entry: Values, framerate: Any) -> Iterator[Note]:
     video = entry.get("video")
     run = _number(framerate)
     own = _number(video.get("frame_rate")) if isinstance(video, MutableMapping) else None
-    if isinstance(video, MutableMapping) and run is not None and own is not None and own != run:
+    if isinstance(video, MutableMapping) and run is not None and own is not None and own != run and 0 < own <= 240:
         video["frame_rate"] = framerate
         yield Note(
             f"{place}.video.frame_rate",

@@ -17,7 +17,9 @@ import av
 import av.error
 import numpy as np
 
-from tunerkit.data.probe import LOCAL_FILES_ONLY, UnreadableMedia
+from tunerkit.data.media import SoundTrack, UnreadableMedia
+from tunerkit.data.probe import LOCAL_FILES_ONLY, PASSING_ERRORS, content_digest
+from tunerkit.data.samples import Sound
 
 TruncationMode = Literal["beginning", "end", "random"]
 
@@ -29,8 +31,51 @@ PREROLL_SECONDS = 1.0
 """Sound that is decoded ahead of the span after a jump: decoders need up to 80 ms (RFC 7845) to settle."""
 INDEXED_FORMATS = ("mov", "matroska")
 """Containers in which a jump lands at a known time; in others it is guessed from the bit rate."""
+ESTIMATING_FORMATS = ("mp3", "aac")
+"""Containers whose declared length is guessed from the bit rate."""
 
 LIBRARY_ERRORS = (OSError, ValueError, av.error.FFmpegError)
+
+
+def read_sound(file: Path) -> SoundTrack:
+    """From when to when a file holds sound, from what it declares or else from its packets; nothing is decoded.
+
+    Raises:
+        UnreadableMedia: it cannot be opened, holds no sound, or there is no decoder for it.
+        OSError: the machine or the disk failed, not the file.
+    """
+    digest = content_digest(file)
+    try:
+        with av.open(str(file), options=LOCAL_FILES_ONLY, metadata_errors="ignore") as container:
+            stream = _sound_stream(file, container)
+            tick = float(stream.time_base)
+            # Where the encoder's delay is known it is no part of the sound, and the stream starts behind it.
+            begins = None if stream.start_time is None else stream.start_time * tick
+            if stream.duration and container.format.name not in ESTIMATING_FORMATS:
+                begins = begins or 0.0
+                return SoundTrack(begins, begins + stream.duration * tick, digest)
+            spans = [(p.pts, p.pts + (p.duration or 0)) for p in container.demux(stream) if p.pts is not None]
+    except LIBRARY_ERRORS as error:
+        if getattr(error, "errno", None) in PASSING_ERRORS:
+            raise
+        raise UnreadableMedia(
+            file, f"its sound cannot be read: {_text(error)}", "export it again, or remove it", "damaged sound"
+        ) from None
+    if not spans:
+        raise UnreadableMedia(file, "its sound is empty", "export it again, or remove it", "damaged sound")
+    first, last = min(begin for begin, _ in spans) * tick, max(end for _, end in spans) * tick
+    return SoundTrack(first if begins is None else begins, last, digest)
+
+
+def decode_sound(sound: Sound, *, sample_rate: int, channels: int) -> np.ndarray:
+    """The waveform of a sample's sound, float32 `[channels, round(seconds * sample_rate)]`; zeros for a silent one.
+
+    Raises:
+        UnreadableMedia: as `decode_audio`.
+    """
+    if sound.silent:
+        return np.zeros((channels, round(sound.seconds * sample_rate)), np.float32)
+    return decode_audio(sound.file, sound.start, sound.seconds, sample_rate=sample_rate, channels=channels)
 
 
 def decode_audio(file: Path, start: float, seconds: float, *, sample_rate: int, channels: int) -> np.ndarray:
@@ -56,18 +101,7 @@ def decode_audio(file: Path, start: float, seconds: float, *, sample_rate: int, 
     length = round(seconds * sample_rate)
     try:
         with av.open(str(file), options=LOCAL_FILES_ONLY, metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise UnreadableMedia(
-                    file,
-                    "it holds no sound",
-                    "use a file with sound, or set audio.allow_zero_audio to true",
-                    "no sound",
-                )
-            stream = container.streams.audio[0]
-            if stream.codec_context is None:
-                raise UnreadableMedia(
-                    file, "no decoder for its sound is installed", "export it again, for example as AAC", "no decoder"
-                )
+            stream = _sound_stream(file, container)
             _seek(container, stream, start)
             found, rate = _collect(file, container, stream, start, seconds, sample_rate)
     except LIBRARY_ERRORS as error:
@@ -79,23 +113,38 @@ def decode_audio(file: Path, start: float, seconds: float, *, sample_rate: int, 
     return _with_channels(_cut(resampled, length), channels)
 
 
-def truncate(
-    waveform: np.ndarray, seconds: float, *, sample_rate: int, mode: TruncationMode = "beginning", digest: str = ""
-) -> np.ndarray:
-    """The part of a waveform that is kept, `[channels, round(seconds * sample_rate)]`.
+def kept_part(spare: float, mode: TruncationMode, digest: str) -> float:
+    """Where the part begins that is kept of sound that is `spare` seconds too long, in seconds from its beginning.
 
     Args:
-        waveform: float32 `[channels, samples]`; where it is shorter, silence follows it.
+        spare: at least 0.
         mode: what is kept: its beginning, its end, or a part in between that `digest` decides.
         digest: content hash of the file: the same file is always cut at the same place.
     """
-    length = round(seconds * sample_rate)
-    spare = max(0, waveform.shape[1] - length)
     if mode == "random":
-        begin = int.from_bytes(hashlib.sha256(digest.encode()).digest()[:8], "big") % (spare + 1)
-    else:
-        begin = spare if mode == "end" else 0
-    return _cut(waveform[:, begin:], length)
+        return spare * int.from_bytes(hashlib.sha256(digest.encode()).digest()[:8], "big") / 2**64
+    return spare if mode == "end" else 0.0
+
+
+def _sound_stream(file: Path, container: Any) -> Any:
+    """The first stream of sound.
+
+    Raises:
+        UnreadableMedia: there is none, or no decoder for it.
+    """
+    if not container.streams.audio:
+        raise UnreadableMedia(
+            file,
+            "it holds no sound",
+            "use a file with sound, or set audio.allow_zero_audio to true",
+            "no sound",
+        )
+    stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise UnreadableMedia(
+            file, "no decoder for its sound is installed", "export it again, for example as AAC", "no decoder"
+        )
+    return stream
 
 
 def _seek(container: Any, stream: Any, start: float) -> None:

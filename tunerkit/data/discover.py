@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tunerkit.data.samples import Kind
 from tunerkit.errors import DatasetError
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"})
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-
+SOUND_EXTENSIONS = frozenset({".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus"})
 
 Stamp = tuple[int, int]
 """Size in bytes and time of last change in nanoseconds: what tells that a file has not changed."""
@@ -36,6 +36,19 @@ class Found(NamedTuple):
     name: str = ""
     stamp: Stamp | None = None
     caption: Stamp | None = None
+
+
+class FoundSound(NamedTuple):
+    """A sound file by its name: `file`, `name` and `stamp` as in `Found`."""
+
+    file: Path
+    name: str = ""
+    stamp: Stamp | None = None
+
+
+AnyFound = TypeVar("AnyFound", Found, FoundSound)
+Taking = Callable[[Path, str, list[os.DirEntry[str]], frozenset[str]], Iterator[AnyFound]]
+"""What is taken of a folder: its path, the prefix of its names, its entries, and the names of its folders."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,26 @@ def discover(folder: Path, dataset_id: str) -> Discovery:
     Raises:
         DatasetError: the folder is missing, is no folder, cannot be listed or holds no media file.
     """
+    files, unreadable = _search(
+        folder, dataset_id, _media, "clips", "video or image", VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    )
+    return Discovery(files, unreadable)
+
+
+def discover_sounds(folder: Path, dataset_id: str) -> tuple[tuple[FoundSound, ...], tuple[Path, ...]]:
+    """Look for sound files as `discover` looks for media: the files, and the sub-folders that could not be listed.
+
+    Raises:
+        DatasetError: as `discover`.
+    """
+    return _search(folder, dataset_id, _sounds, "sound files", "sound", SOUND_EXTENSIONS)
+
+
+def _search(
+    folder: Path, dataset_id: str, take: Taking[AnyFound], what: str, kind: str, extensions: Iterable[str]
+) -> tuple[tuple[AnyFound, ...], tuple[Path, ...]]:
     where = f"dataset '{dataset_id}': instance_data_dir = {str(folder)!r}"
-    fix = "Fix: set instance_data_dir to the folder that holds the clips"
+    fix = f"Fix: set instance_data_dir to the folder that holds the {what}"
     if not folder.exists():
         raise DatasetError(f"{where} does not exist. {fix}.")
     if not folder.is_dir():
@@ -84,15 +115,15 @@ def discover(folder: Path, dataset_id: str) -> Discovery:
         ) from None
 
     unreadable: list[Path] = []
-    files = sorted(_walk(folder, unreadable), key=attrgetter("name"))
+    files = sorted(_walk(folder, unreadable, take), key=attrgetter("name"))
     if not files and not unreadable:
-        listed = " ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
-        raise DatasetError(f"{where} holds no video or image file ({listed}). {fix}, or put clips into it.")
-    return Discovery(tuple(files), tuple(sorted(unreadable)))
+        listed = " ".join(sorted(extensions))
+        raise DatasetError(f"{where} holds no {kind} file ({listed}). {fix}, or put {what} into it.")
+    return tuple(files), tuple(sorted(unreadable))
 
 
-def _walk(folder: Path, unreadable: list[Path]) -> Iterator[Found]:
-    """Every media file below `folder` that is not hidden; folders that cannot be listed go to `unreadable`."""
+def _walk(folder: Path, unreadable: list[Path], take: Taking[AnyFound]) -> Iterator[AnyFound]:
+    """What `take` takes below `folder`, hidden files aside; folders that cannot be listed go to `unreadable`."""
     visited: set[tuple[int, int]] = set()
     waiting = [(folder, "")]
     while waiting:
@@ -110,7 +141,7 @@ def _walk(folder: Path, unreadable: list[Path]) -> Iterator[Found]:
         below = sorted(entry.name for entry in entries if _is_folder(entry))
         # The last one added is looked at first: the first in the alphabet, so a folder with two names keeps that one.
         waiting += [(current / name, f"{prefix}{name}/") for name in reversed(below)]
-        yield from _media(current, prefix, entries, frozenset(below))
+        yield from take(current, prefix, entries, frozenset(below))
 
 
 def _media(folder: Path, prefix: str, entries: list[os.DirEntry[str]], folders: frozenset[str]) -> Iterator[Found]:
@@ -125,6 +156,15 @@ def _media(folder: Path, prefix: str, entries: list[os.DirEntry[str]], folders: 
     for entry, name, kind in media:
         text = texts.get(caption_name(name))
         yield Found(folder / name, kind, prefix + name, _stamp(entry), _stamp(text) if text else None)
+
+
+def _sounds(
+    folder: Path, prefix: str, entries: list[os.DirEntry[str]], folders: frozenset[str]
+) -> Iterator[FoundSound]:
+    for entry in entries:
+        name = entry.name
+        if os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS and name not in folders:
+            yield FoundSound(folder / name, prefix + name, _stamp(entry))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -38,6 +38,7 @@ class FrameRules:
 
     None means: `num_frames` what the clip has, up to five seconds; `min_frames` as many as `num_frames`, or
     1 where that is not set either; `max_frames` no limit. `num_windows` counts for `uniform` and `random` only.
+    With `frame_interval`, counts are lowered to `k * frame_interval + 1` before the model's own rule.
     """
 
     num_frames: int | None = None
@@ -45,6 +46,12 @@ class FrameRules:
     max_frames: int | None = None
     frame_sampling: FrameSampling = "head"
     num_windows: int = 4
+    frame_interval: int | None = None
+
+    def lowered(self, count: int) -> int:
+        """The largest count that `frame_interval` leaves of `count`, at least 1."""
+        count = max(1, count)
+        return count if self.frame_interval is None else (count - 1) // self.frame_interval * self.frame_interval + 1
 
 
 @dataclass(frozen=True)
@@ -183,13 +190,24 @@ def _decide(
     refusal = _refuse(found, available, target_fps, rules, legal_frames)
     if refusal is not None:
         return refusal
-    count = legal_frames(max(1, min(available, asked)))
+    count = legal_frames(rules.lowered(min(available, asked)))
+    minimum = legal_frames(rules.min_frames or rules.num_frames or 1)
+    if count < min(minimum, legal_frames(min(available, asked))):
+        return FramePlan(
+            (),
+            f"{found}: video.frame_interval = {rules.frame_interval} lowers it to {_frames(count)}, fewer than "
+            f"video.min_frames = {minimum}",
+            f"remove video.frame_interval, set it to a divisor of {minimum - 1}, or lower video.min_frames",
+            "frame_interval",
+        )
     starts = window_starts(available, count, rules.frame_sampling, rules.num_windows)
     grid = nearest_frames(times, target_fps, starts[-1] + count)
     windows = tuple(grid[start : start + count] for start in starts)
     used = f"{found} -> uses {_taken(count, starts, target_fps, rules)}"
     if legal_frames(asked) != asked and count == legal_frames(asked):
         used += f"; the model takes {count} where {asked} were asked"
+    elif count < legal_frames(min(available, asked)):
+        used += f"; video.frame_interval = {rules.frame_interval} leaves {count}"
     if any(len(set(window)) < count for window in windows):
         used += "; some frames are shown more than once"
     return FramePlan(windows, used)

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunerkit.data.discover import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Found, discover
+from tunerkit.data.discover import IMAGE_EXTENSIONS, SOUND_EXTENSIONS, VIDEO_EXTENSIONS, Found, discover
 from tunerkit.data.repository_captions import TABLES, repository_captions
 from tunerkit.errors import DatasetError
 from tunerkit.files import read_json, replacing, write_atomically, write_json
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 COMPLETE = ".tunerkit-download.json"
 """Stands in a folder whose download is complete; names the repository and the revision."""
 
-SOUND_EXTENSIONS = frozenset({".wav", ".mp3", ".flac", ".ogg", ".m4a"})
 PACKED_EXTENSIONS = (".parquet", ".arrow", ".tar", ".tar.gz", ".zip")
 """Files that hold media inside; they would have to be unpacked."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,14 +82,21 @@ def inspect_dataset(config: TrainConfig, purpose: Purpose = "train") -> DatasetR
 
     quarantine = Quarantine.of(config)
     rows: list[ClipRow] = []
+    looked: dict[str, tuple[Path, MediaMemory]] = {}
     for dataset, rules, folder, discovery in plans:
-        decider = Decider(rules, MediaMemory.of(dataset, folder, config))
+        memory = MediaMemory.of(dataset, folder, config)
+        looked[dataset.id] = folder, memory
+        decider = Decider(rules, memory)
         rows += _limit(_decide_all(discovery.files, decider, quarantine), discovery.files, dataset.max_num_samples)
         rows += (_unreadable_folder(folder, decider) for folder in discovery.unreadable_folders)
     if any(dataset.has_masks for dataset in config.datasets):
         from tunerkit.data.mask_files import link_masks
 
         rows = link_masks(rows, config)
+    if family.sound is not None and any(dataset.takes_sound for dataset in datasets):
+        from tunerkit.data.sound import link_sounds
+
+        rows = link_sounds(rows, config, family.sound, looked)
     return DatasetReport(rows)
 
 
@@ -123,11 +130,12 @@ def rules_of(dataset: DatasetConfig, config: TrainConfig, family: Family) -> Rul
             dataset.video.max_frames,
             dataset.video.frame_sampling,
             dataset.video.num_windows,
+            dataset.video.frame_interval if dataset.video.bucket_strategy == "resolution_frames" else None,
         ),
         size=size,
         captions=captions,
         multiple=family.size_multiple,
-        legal_frames=_legal_frames(dataset, family),
+        legal_frames=family.legal_frames,
         model_sizes=sizes,
         target_fps=float(dataset.video.frame_rate or config.framerate or family.framerate),
         repeats=0 if dataset.dataset_type == "eval" else dataset.repeats,
@@ -248,14 +256,6 @@ def _folder(dataset: DatasetConfig, config: TrainConfig) -> Path:
             f"that holds the clips."
         )
     return Path(dataset.instance_data_dir)
-
-
-def _legal_frames(dataset: DatasetConfig, family: Family) -> Callable[[int], int]:
-    """The family's frame rule; with buckets by frames also lowered to `k * video.frame_interval + 1`."""
-    interval = dataset.video.frame_interval
-    if dataset.video.bucket_strategy != "resolution_frames" or not interval:
-        return family.legal_frames
-    return lambda count: family.legal_frames((max(1, count) - 1) // interval * interval + 1)
 
 
 def _size_rules(dataset: DatasetConfig, config: TrainConfig) -> SizeRules:

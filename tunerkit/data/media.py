@@ -93,3 +93,22 @@ class Media(NamedTuple):
     def times(self) -> tuple[float, ...]:
         """Presentation time of each frame in seconds, ascending; `(0.0,)` for an image."""
         return self.clock.times
+
+
+class SoundTrack(NamedTuple):
+    """The sound of a file.
+
+    Attributes:
+        begins: presentation time of its beginning, in seconds on the file's clock, which the picture shares.
+        ends: the same of its end.
+        digest: content hash of the file, hexadecimal.
+    """
+
+    begins: float
+    ends: float
+    digest: str
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self.ends - self.begins

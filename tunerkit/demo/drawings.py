@@ -1,11 +1,17 @@
-"""Drawn clips for machines without the real ones: one shape crossing a grained background, said so in the caption."""
+"""Drawn clips for machines without the real ones: one shape crossing a grained background, said so in the caption.
+
+Each has a sound that belongs to what is seen: the shape decides pitch and timbre, its place left and right.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from tunerkit.demo.sounds import tone
 
 SIZE = (192, 128)
 """Width and height in pixels."""
@@ -13,7 +19,16 @@ FRAMES = 40
 RATE = 25.0
 """Frames per second; 40 frames last 1.6 s."""
 
+Shape = Literal["ball", "box"]
 Colour = tuple[int, int, int]
+
+PITCH: Mapping[Shape, float] = {"ball": 440.0, "box": 165.0}
+"""In Hz."""
+HARMONICS: Mapping[Shape, tuple[float, ...]] = {
+    "ball": (1.0, 0.3, 0.1),
+    "box": (1.0, 0.0, 1 / 3, 0.0, 1 / 5, 0.0, 1 / 7, 0.0, 1 / 9),
+}
+"""A ball sounds soft, a box like a reed: nearly a square wave."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,7 @@ class Drawing:
 
     name: str
     caption: str
-    shape: Literal["ball", "box"]
+    shape: Shape
     colour: Colour
     ground: Colour
     motion: tuple[int, int]
@@ -46,6 +61,13 @@ class Drawing:
             picture = background * (1 - cover) + np.asarray(self.colour) * light * cover
             pictures[index] = np.clip(picture, 0, 255).round()
         return pictures
+
+    def sound(self, rate: int) -> np.ndarray:
+        """`[samples, 2]` float32 as long as the frames; it moves between left and right with the shape."""
+        samples = round(FRAMES / RATE * rate)
+        moved = np.arange(samples) / rate * RATE - FRAMES / 2
+        place = np.clip(0.5 + self.motion[0] * moved / SIZE[0], 0, 1)
+        return tone(samples, rate, PITCH[self.shape], HARMONICS[self.shape], place)
 
 
 DRAWINGS = (

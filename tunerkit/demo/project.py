@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import json
@@ -20,7 +21,7 @@ from tunerkit.files import write_json
 MODEL_SEED = 20
 """Of the checkpoint's random weights; not the seed of training, which is in config.json."""
 MODEL_VERSION = 1
-CLIPS_VERSION = 1
+CLIPS_VERSION = 2
 """Raised when the same arguments shall give another checkpoint or other clips than before."""
 
 log = logging.getLogger("tunerkit")
@@ -30,9 +31,10 @@ log = logging.getLogger("tunerkit")
 class DemoFamily:
     """Where a family's tiny checkpoint is made.
 
-    `module` is imported when it is needed and has `build(folder, corpus)`, which writes the hub layout from
-    torch's global generator, `SETTINGS`, what config.json says of this family only, and `FRAMES`, those of a
-    training sample.
+    `module` is imported when it is needed and has `SETTINGS`, what config.json says of this family only, `DATASET`,
+    what the dataset says of it only, `FRAMES`, those of a training sample, `variant(settings)`, arguments of `build`
+    that follow from config.json, and `build(folder, corpus, **variant)`, which writes the hub layout from torch's
+    global generator.
     """
 
     module: str
@@ -41,7 +43,10 @@ class DemoFamily:
         return importlib.import_module(self.module)
 
 
-_FAMILIES: Mapping[str, DemoFamily] = {"sanavideo": DemoFamily("tunerkit.demo.sana_video")}
+_FAMILIES: Mapping[str, DemoFamily] = {
+    "sanavideo": DemoFamily("tunerkit.demo.sana_video"),
+    "ltxvideo2": DemoFamily("tunerkit.demo.ltx2"),
+}
 
 _PROMPTS: Mapping[str, Mapping[str, str]] = {
     "real": {
@@ -68,7 +73,7 @@ def create(directory: str | os.PathLike[str], family: str = "sanavideo", clips: 
 
     `model/` is a checkpoint of the family's real classes in the layout of the hub, with weights made at this
     call: the same bytes every time, and torch's random state stays as it was. `clips/` holds short shots of
-    real videos with captions. A folder that `create` made before is reused: with the same arguments only
+    real videos with captions and sound. A folder that `create` made before is reused: with the same arguments only
     missing files are written, and whatever was edited stays; with others, its own unedited files are
     replaced.
 
@@ -98,14 +103,20 @@ def create(directory: str | os.PathLike[str], family: str = "sanavideo", clips: 
         )
     details = _FAMILIES[family].load()
     (_, prompt), *library = _PROMPTS[source].items()
+    config = _plain_json({**_config(family, prompt, details.SETTINGS), **settings})
+    variant = details.variant(config)
     documents = {
-        "config.json": _plain_json({**_config(family, prompt, details.SETTINGS), **settings}),
-        "multidatabackend.json": _datasets(details.FRAMES),
+        "config.json": config,
+        "multidatabackend.json": _datasets(details.FRAMES, details.DATASET),
         "user_prompt_library.json": dict(library),
         "README.txt": _README.format(clips=CREDITS if source == "real" else DRAWN_NOTICE),
     }
     parts = [
-        Part("model", {"family": family, "version": MODEL_VERSION}, lambda at: _write_model(at, details.build)),
+        Part(
+            "model",
+            {"family": family, "version": MODEL_VERSION, **({"variant": variant} if variant else {})},
+            lambda at: _write_model(at, functools.partial(details.build, **variant)),
+        ),
         Part(
             "clips",
             {"source": source, "version": CLIPS_VERSION},
@@ -154,7 +165,7 @@ def _config(family: str, prompt: str, settings: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _datasets(frames: int) -> list[dict[str, Any]]:
+def _datasets(frames: int, dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "id": "demo-clips",
@@ -168,6 +179,7 @@ def _datasets(frames: int) -> list[dict[str, Any]]:
             "resolution_type": "pixel",
             "repeats": 0,
             "video": {"num_frames": frames, "min_frames": frames, "bucket_strategy": "aspect_ratio"},
+            **dataset,
         },
         {
             "id": "text-embeds",
@@ -242,8 +254,8 @@ A demo project of tunerkit. It needs no internet and no GPU.
   python -m tunerkit train config.json       trains, and renders videos into output/validation/
 
 model/ is a miniature of the real model: the same classes and the same files, with made-up weights. Its
-autoencoder only keeps blurred colours, so expect coloured clouds, not rabbits. To train the real model, set
-pretrained_model_name_or_path in config.json to it and put your own clips in clips/.
+autoencoder only keeps blurred colours, so expect coloured clouds, not rabbits, and from a model with sound a buzz.
+To train the real model, set pretrained_model_name_or_path in config.json to it and put your own clips in clips/.
 
 {clips}
 """

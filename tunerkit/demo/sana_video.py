@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ SETTINGS: dict[str, Any] = {
 
 FRAMES = 17
 """Frames of a training sample: a little over a second at 16 fps."""
+
+DATASET: dict[str, Any] = {}
+"""What the dataset says of this family only."""
+
+
+def variant(_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json decides about `build`: nothing, there is one checkpoint."""
+    return {}
 
 
 def build(folder: Path, corpus: Iterable[str]) -> None:
@@ -110,8 +118,10 @@ def _write_input_to_output(transformer: Any) -> None:
     """
     import torch
 
+    from tunerkit.demo.bases import cosine_basis
+
     values = LATENT_CHANNELS * math.prod(PATCH)
-    basis = _cosine_basis(WIDTH, values)
+    basis = cosine_basis(WIDTH, values)
     # A patch enters as (channel, position) and leaves as (position, channel).
     leaving = torch.arange(values).reshape(LATENT_CHANNELS, -1).T.flatten()
     with torch.no_grad():
@@ -120,12 +130,3 @@ def _write_input_to_output(transformer: Any) -> None:
         # The final norm gives a token the length sqrt(WIDTH); sqrt(values) is that of unit variance in a patch.
         transformer.proj_out.weight.copy_(basis[:, leaving].T * math.sqrt(values / WIDTH))
         transformer.proj_out.bias.zero_()
-
-
-def _cosine_basis(rows: int, columns: int) -> Any:  # torch.Tensor
-    """`[rows, columns]` float32 with orthonormal columns of zero mean (DCT-II without its constant)."""
-    import torch
-
-    row = torch.arange(rows, dtype=torch.float64)[:, None]
-    frequency = torch.arange(1, columns + 1, dtype=torch.float64)[None]
-    return (torch.cos(math.pi * frequency * (row + 0.5) / rows) * math.sqrt(2 / rows)).float()

@@ -14,7 +14,7 @@ from tunerkit.families.base import Batch, Family, Flavour
 __all__ = ["Batch", "Family", "Flavour", "get", "names"]
 
 # Module that holds each family; the class in it is found by `Family.name`.
-_MODULES = ("tunerkit.families.sana_video",)
+_MODULES = ("tunerkit.families.sana_video", "tunerkit.families.ltx2.family")
 
 
 @cache

@@ -21,15 +21,58 @@ if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
 
 TextKind = Literal["positive", "negative"]
-Component = Literal["text", "vae", "transformer"]
+Component = Literal["text", "vae", "audio_vae", "transformer"]
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """One published checkpoint of a family: its hub repository and one line about it."""
+    """One published checkpoint of a family.
+
+    Attributes:
+        repo: hub repository.
+        note: one line about it.
+        aliases: other names that people use for it.
+        refused: why it cannot be trained, as "reason. Fix: what to do"; empty where it can.
+    """
 
     repo: str
     note: str = ""
+    aliases: tuple[str, ...] = ()
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class SoundFormat:
+    """The waveform that a family's audio VAE takes: samples per second (Hz) and channels."""
+
+    sample_rate: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Audio:
+    """The sound of a batch.
+
+    Attributes:
+        latents: clean normalised audio latents as the transformer takes them, float32 `[B, L, D]`.
+        heard: bool `[B]`; False where silence stands in for missing sound: no share in the loss.
+        given: bool `[B]`; True where the sound is given clean (sound to video): no share in the loss either.
+        loss_weight: weight of the audio term in the total, at least 0.
+    """
+
+    latents: torch.Tensor
+    heard: torch.Tensor
+    given: torch.Tensor | None = None
+    loss_weight: float = 1.0
+
+    def to(self, device: torch.device | str) -> Audio:
+        """The same sound with every tensor on `device`."""
+        return replace(
+            self,
+            latents=self.latents.to(device, non_blocking=True),
+            heard=self.heard.to(device, non_blocking=True),
+            given=None if self.given is None else self.given.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -42,6 +85,7 @@ class Batch:
         fps: frames per second of each sample, float32 `[B]`.
         first_frame: bool `[B]`; True where the first latent frame is given clean (image to video). None = nowhere.
         loss_mask: weights in [0, 1] on the latent grid, `[B, 1, T, H, W]`. None = every position counts.
+        audio: the clips' sound, of equal length in a batch. None = the batch is trained without sound.
         names: file name of each sample, for messages.
     """
 
@@ -50,6 +94,7 @@ class Batch:
     fps: torch.Tensor
     first_frame: torch.Tensor | None = None
     loss_mask: torch.Tensor | None = None
+    audio: Audio | None = None
     names: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
@@ -65,6 +110,7 @@ class Batch:
             fps=self.fps.to(device, non_blocking=True),
             first_frame=move(self.first_frame),
             loss_mask=move(self.loss_mask),
+            audio=None if self.audio is None else self.audio.to(device),
         )
 
 
@@ -78,7 +124,15 @@ class LossParts:
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """One video to render. `text` and `negative_text` are cached text tensors without a batch dimension."""
+    """One video to render.
+
+    Attributes:
+        text, negative_text: cached text tensors without a batch dimension.
+        audio_guidance: guidance scale of the sound; None = `guidance`.
+        image: first frame (image to video).
+        sound: waveform that the video is made to (sound to video), as long as the video, float32
+            `[channels, samples]` in the family's `sound` format.
+    """
 
     text: Mapping[str, torch.Tensor]
     negative_text: Mapping[str, torch.Tensor]
@@ -89,7 +143,24 @@ class RenderRequest:
     guidance: float
     seed: int
     fps: float
+    audio_guidance: float | None = None
     image: Image.Image | None = None
+    sound: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a pipeline made.
+
+    Attributes:
+        frames: uint8 `[T, H, W, 3]`.
+        sound: float32 `[channels, samples]` in [-1, 1]; None where the model makes no sound.
+        sound_rate: samples per second of `sound`.
+    """
+
+    frames: np.ndarray
+    sound: np.ndarray | None = None
+    sound_rate: int | None = None
 
 
 class Family(ABC):
@@ -108,11 +179,18 @@ class Family(ABC):
     size_multiple: ClassVar[int]
     """Pixel width and height must be multiples of this."""
     subfolders: ClassVar[Mapping[Component, tuple[str, ...]]]
-    """Sub-folders of a checkpoint that each component is made of; they identify a cache entry's source."""
+    """Sub-folders of a checkpoint that each component is made of."""
+    sound: ClassVar[SoundFormat | None] = None
+    """The waveform of the family's audio VAE; None where the model makes no sound."""
     vae_fallbacks: ClassVar[tuple[str, ...]] = ("tiled",)
     """Ways to encode in less memory that `save_vae_memory` knows, in the order in which they are tried, each on top of
     those before: "tiled" (the picture in overlapping tiles), "chunked" (the clip in pieces of time; only for VAEs
     that do not work so anyway). They change the latents a little, so they are part of a cache entry's name."""
+
+    def flavour(self, name: str) -> str | None:
+        """The name of the flavour that is called `name` or has it as an alias; None if there is none."""
+        wanted = name.strip().lower()
+        return next((key for key, one in self.flavours.items() if wanted == key or wanted in one.aliases), None)
 
     def legal_frames(self, count: int) -> int:
         """The largest frame count of the form `k * temporal_compression + 1` that is not above `count` (at least 1)."""
@@ -137,6 +215,20 @@ class Family(ABC):
         Raises:
             ModelError: naming the setting, what was found and what is needed.
         """
+
+    def identity(self, config: TrainConfig, component: Component) -> dict[str, Any]:
+        """What names the weights of a component in a cache key: equal weights give equal identities.
+
+        Raises:
+            ModelError: the files are missing or cannot be reached.
+        """
+        from tunerkit.families.checkpoint_files import component_identity
+
+        model = str(config.pretrained_model_name_or_path)
+        named = config.pretrained_vae_model_name_or_path if component == "vae" else None
+        source = str(named or model)
+        revision = config.revision if source == model else None
+        return component_identity(source, self.subfolders[component], revision)
 
     # Text ------------------------------------------------------------------------------------------------------
 
@@ -168,6 +260,16 @@ class Family(ABC):
     def encode_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         """Clean normalised latents, float32 `[B, C, t, h, w]`, of pixels `[B, 3, T, H, W]` in [-1, 1]."""
 
+    @staticmethod
+    def _ready(vae: Any, config: TrainConfig, device: torch.device) -> Any:
+        """A loaded VAE, frozen, on `device`, tiled and sliced as the settings say."""
+        vae.requires_grad_(False)
+        if config.vae_enable_tiling:
+            vae.enable_tiling()
+        if config.vae_enable_slicing:
+            vae.enable_slicing()
+        return vae.to(device).eval()
+
     def save_vae_memory(self, vae: Any, how: str) -> None:
         """Make `vae` encode in less memory from now on, the way `how` of `vae_fallbacks`.
 
@@ -177,6 +279,20 @@ class Family(ABC):
         if how != "tiled":
             raise ValueError(f"{self.name} does not know the fallback {how!r}")
         vae.enable_tiling()
+
+    # Sound: only for families with `sound` ----------------------------------------------------------------------
+
+    def sound_recipe(self, config: TrainConfig) -> dict[str, Any]:
+        """Everything, beside the audio VAE's weights and the waveform, that shapes cached audio latents."""
+        raise NotImplementedError
+
+    def load_audio_vae(self, config: TrainConfig, device: torch.device) -> Any:
+        """Load the audio VAE."""
+        raise NotImplementedError
+
+    def encode_sound(self, vae: Any, waveforms: torch.Tensor) -> torch.Tensor:
+        """Clean normalised audio latents, float32 `[B, L, D]`, of waveforms `[B, channels, samples]` in [-1, 1]."""
+        raise NotImplementedError
 
     # Training --------------------------------------------------------------------------------------------------
 
@@ -193,16 +309,47 @@ class Family(ABC):
         """Suffixes of the modules that get an adapter by default."""
 
     @abstractmethod
-    def sample_sigmas(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """Noise levels in (0, 1) for training, float32 `[B]` on the CPU, from the family's training density."""
+    def sample_sigmas(self, config: TrainConfig, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Noise levels in [0, 1] for training, float32 `[B]` on the CPU, from the family's training density."""
+
+    def sample_audio_sigmas(self, config: TrainConfig, batch: Batch, generator: torch.Generator) -> torch.Tensor | None:
+        """Noise levels of the sound, float32 `[B]` on the CPU; None where it shares those of the picture."""
+        return None
 
     @abstractmethod
-    def losses(self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> LossParts:
-        """The training loss of `batch` at noise level `sigma` `[B]` with `noise` (shape of `batch.latents`)."""
+    def losses(
+        self,
+        transformer: Any,
+        batch: Batch,
+        *,
+        sigma: torch.Tensor,
+        noise: torch.Tensor,
+        audio_sigma: torch.Tensor | None = None,
+        audio_noise: torch.Tensor | None = None,
+    ) -> LossParts:
+        """The training loss of `batch` with explicit draws.
 
-    def loss(self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        Args:
+            sigma: noise level of each sample, `[B]`.
+            noise: shape of `batch.latents`.
+            audio_sigma: noise level of each sample's sound, `[B]`; None = `sigma`.
+            audio_noise: shape of `batch.audio.latents`; needed where the batch has sound.
+        """
+
+    def loss(
+        self,
+        transformer: Any,
+        batch: Batch,
+        *,
+        sigma: torch.Tensor,
+        noise: torch.Tensor,
+        audio_sigma: torch.Tensor | None = None,
+        audio_noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """`losses(...)` as the scalar to differentiate (float32, mean over samples)."""
-        return self.losses(transformer, batch, sigma=sigma, noise=noise).total
+        return self.losses(
+            transformer, batch, sigma=sigma, noise=noise, audio_sigma=audio_sigma, audio_noise=audio_noise
+        ).total
 
     # Validation and export -------------------------------------------------------------------------------------
 
@@ -211,8 +358,12 @@ class Family(ABC):
         """The stock pipeline around live components; text encoder and tokenizer absent."""
 
     @abstractmethod
-    def render(self, pipeline: Any, request: RenderRequest) -> np.ndarray:
-        """Run the pipeline: uint8 frames `[T, H, W, 3]`."""
+    def render(self, config: TrainConfig, pipeline: Any, request: RenderRequest) -> Rendered:
+        """Run the pipeline."""
+
+    def comfyui_module(self, name: str) -> str:
+        """Name that the original model, and with it ComfyUI, gives to the transformer's module `name`."""
+        return name
 
     @abstractmethod
     def pipeline_class(self) -> Any:

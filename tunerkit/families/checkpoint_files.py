@@ -67,6 +67,7 @@ def load_component(loader: Any, model: str, setting: str, what: str, **arguments
 def readable(model: str, setting: str, what: str) -> Iterator[None]:
     """Turns what libraries raise for missing or damaged files into a ModelError that names setting and component."""
     import torch
+    from huggingface_hub import errors
     from safetensors import SafetensorError
 
     try:
@@ -74,6 +75,10 @@ def readable(model: str, setting: str, what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
+        cause = error if isinstance(error, errors.GatedRepoError) else error.__cause__
+        if isinstance(cause, errors.GatedRepoError):
+            reason, fix = _hub_trouble(cause, model)
+            raise ModelError(f"{setting} = {model!r}: the {what} cannot be loaded ({reason}). Fix: {fix}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{setting} = {model!r}: the {what} cannot be loaded ({reason}). Fix: download the checkpoint again, or "
@@ -91,25 +96,62 @@ def _local_file(model: str, name: str, setting: str, revision: str | None) -> Pa
             f"{setting} = {model!r}: the folder has no {name}. Fix: point it to a folder in diffusers layout "
             "(model_index.json, transformer/, vae/, text_encoder/, ...)"
         )
+    return hub_file(model, name, setting, revision)
+
+
+def hub_file(model: str, name: str, setting: str, revision: str | None) -> Path:
+    """A file of a hub repository, downloaded once.
+
+    Raises:
+        ModelError: it cannot be fetched.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(model, name, revision=revision))
-    except Exception as error:  # the hub client has many error classes; all mean the same to the user
+    except Exception as error:
+        reason, fix = _hub_trouble(error, model)
         raise ModelError(
-            f"{setting} = {model!r}: {name} could not be fetched from the hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}). Fix: check the name, the network or HF_TOKEN, or give a local folder"
+            f"{setting} = {model!r}: {name} could not be fetched from the hub ({reason}). Fix: {fix}"
         ) from error
 
 
+def _hub_trouble(error: BaseException, model: str) -> tuple[str, str]:
+    """What a failed download means and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{model}"
+    sign_in = "run `hf auth login`, or set HF_TOKEN"
+    match error:
+        case errors.GatedRepoError():
+            return "its authors have to grant access (gated)", f"accept the licence at {page}, then {sign_in}"
+        case errors.RepositoryNotFoundError():
+            return "there is no such repository, or it is private", f"check the name; for a private one, {sign_in}"
+        case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
+            return "the repository has no such file", f"check the name against the files listed at {page}"
+        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
+            return (
+                "the hub cannot be reached, or HF_HUB_OFFLINE is set, and the file was not downloaded before",
+                "check the network, remove HF_HUB_OFFLINE, or give a local folder",
+            )
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {line}", "check the name, the network or HF_TOKEN, or give a local folder"
+
+
 @cache
-def _hub_commit(model: str, subfolder: str, revision: str | None) -> str:
-    """Commit of the snapshot that holds a component (`.../snapshots/<commit>/<subfolder>/config.json`)."""
-    path = _local_file(model, f"{subfolder}/config.json", "pretrained_model_name_or_path", revision)
-    return path.parent.parent.name
+def _hub_commit(model: str, subfolder: str, setting: str, revision: str | None) -> str:
+    """Commit of the snapshot that holds a component (`.../snapshots/<commit>/[<subfolder>/]config.json`)."""
+    name = f"{subfolder}/config.json" if subfolder else "config.json"
+    path = _local_file(model, name, setting, revision)
+    return path.parents[1 if subfolder else 0].name
 
 
-def component_identity(model: str, subfolders: tuple[str, ...], revision: str | None = None) -> dict[str, Any]:
+def component_identity(
+    model: str,
+    subfolders: tuple[str, ...],
+    revision: str | None = None,
+    setting: str = "pretrained_model_name_or_path",
+) -> dict[str, Any]:
     """What names the weights of some components for a cache key: equal weights give equal identities.
 
     A hub repository is named by its id and commit; a local folder by the content of its small files and the size and
@@ -117,13 +159,20 @@ def component_identity(model: str, subfolders: tuple[str, ...], revision: str | 
     """
     folder = Path(model)
     if not folder.is_dir():
-        return {"repo": model, "commit": _hub_commit(model, subfolders[0], revision)}
+        return {"repo": model, "commit": _hub_commit(model, subfolders[0], setting, revision)}
     digest = hashlib.sha256()
     for subfolder in subfolders:
         for path in sorted((folder / subfolder).rglob("*")):
-            if path.is_file():
-                digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}:".encode())
+            if not path.is_file():
+                continue
+            digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}:".encode())
+            try:
                 digest.update(_edges(path))
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise ModelError(
+                    f"{path} cannot be read ({reason}). Fix: make the files of the model readable for this user"
+                ) from error
     return {"content": digest.hexdigest()}
 
 

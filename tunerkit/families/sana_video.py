@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tunerkit.dtypes import torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
-from tunerkit.families.base import Batch, Family, Flavour, LossParts, RenderRequest, TextKind
+from tunerkit.families.base import Batch, Family, Flavour, LossParts, Rendered, RenderRequest, TextKind
 from tunerkit.families.checkpoint_files import component_config, load_component, readable
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from tunerkit.config.settings import TrainConfig
@@ -57,7 +56,7 @@ class SanaVideo(Family):
         "first_frame_conditioning_probability": 1.0,
     }
 
-    def model_sizes(self, config: TrainConfig) -> list[tuple[int, int]]:  # noqa: ARG002 - same for every checkpoint
+    def model_sizes(self, config: TrainConfig) -> list[tuple[int, int]]:
         return list(TRAINED_SIZES)
 
     def check(self, config: TrainConfig) -> tuple[list[Problem], list[Note]]:
@@ -188,12 +187,7 @@ class SanaVideo(Family):
             revision=config.revision if model == base else None,
             dtype=torch_dtype(config.vae_dtype or "fp32"),
         )
-        vae.requires_grad_(False)
-        if config.vae_enable_tiling:
-            vae.enable_tiling()
-        if config.vae_enable_slicing:
-            vae.enable_slicing()
-        return vae.to(device).eval()
+        return self._ready(vae, config, device)
 
     def encode_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         import torch
@@ -226,10 +220,15 @@ class SanaVideo(Family):
     def blocks(self, transformer: Any) -> list[Any]:
         return list(transformer.transformer_blocks)
 
-    def lora_targets(self, config: TrainConfig) -> list[str]:  # noqa: ARG002 - same for every checkpoint
+    def lora_targets(self, config: TrainConfig) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0"]
 
-    def sample_sigmas(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    def sample_sigmas(
+        self,
+        config: TrainConfig,
+        batch: Batch,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
         """Logit-normal draws moved by the official training shift of 3: `sigma = 3u / (1 + 2u)`.
 
         The official code reads the same curve from a table of 1000 entries; the curve itself is used here.
@@ -238,7 +237,16 @@ class SanaVideo(Family):
 
         return flow.shift_sigma(flow.logit_normal(len(batch.latents), generator), TRAINING_SHIFT)
 
-    def losses(self, transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> LossParts:
+    def losses(
+        self,
+        transformer: Any,
+        batch: Batch,
+        *,
+        sigma: torch.Tensor,
+        noise: torch.Tensor,
+        audio_sigma: torch.Tensor | None = None,
+        audio_noise: torch.Tensor | None = None,
+    ) -> LossParts:
         """Mean squared error of the predicted velocity `noise - latents`, float32.
 
         Where `batch.first_frame` is set, the first latent frame is given clean with timestep 0 on its tokens and has
@@ -336,7 +344,7 @@ class SanaVideo(Family):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def render(self, pipeline: Any, request: RenderRequest) -> np.ndarray:
+    def render(self, config: TrainConfig, pipeline: Any, request: RenderRequest) -> Rendered:
         import numpy as np
         import torch
 
@@ -361,7 +369,7 @@ class SanaVideo(Family):
         if request.image is not None:
             arguments["image"] = request.image
         frames = np.asarray(pipeline(**arguments).frames[0])
-        return (frames * 255.0).round().clip(0, 255).astype(np.uint8)
+        return Rendered((frames * 255.0).round().clip(0, 255).astype(np.uint8))
 
 
 def _instruction() -> list[str]:

@@ -6,38 +6,57 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tunerkit.cache.entries import Cache
-from tunerkit.cache.repair import rebuild_latents, rebuild_mask, rebuild_text
+from tunerkit.cache.repair import rebuild_latents, rebuild_mask, rebuild_sound, rebuild_text
 from tunerkit.cache.store import CacheEntryError
 from tunerkit.data.sampler import BatchPlan, Draw
 from tunerkit.draws import generator
 from tunerkit.errors import TunerkitError
-from tunerkit.families.base import Batch, Family, TextKind
+from tunerkit.families.base import Audio, Batch, Family, LossParts, TextKind
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
 
+TEXT_BYTES = 1 << 30
+"""Text entries kept in memory: 64 of LTX-2 (16 MB each), some hundreds of the others."""
+
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch with every random draw that its loss needs: `sigma` `[B]` and `noise` like the latents, float32."""
+    """A batch with every random draw that its loss needs.
+
+    Attributes:
+        sigma: `[B]`, float32.
+        noise: like the latents, float32.
+        audio_sigma: `[B]`, float32; None = `sigma`.
+        audio_noise: like the audio latents, float32; None without sound.
+    """
 
     draw: Draw
     batch: Batch
     sigma: torch.Tensor
     noise: torch.Tensor
+    audio_sigma: torch.Tensor | None = None
+    audio_noise: torch.Tensor | None = None
 
-    def to(self, device: torch.device) -> Drawn:
-        return Drawn(
-            self.draw,
+    def losses(self, family: Family, transformer: Any, device: torch.device) -> LossParts:
+        """The family's loss of this batch, computed on `device`."""
+
+        def there(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return family.losses(
+            transformer,
             self.batch.to(device),
-            self.sigma.to(device, non_blocking=True),
-            self.noise.to(device, non_blocking=True),
+            sigma=self.sigma.to(device, non_blocking=True),
+            noise=self.noise.to(device, non_blocking=True),
+            audio_sigma=there(self.audio_sigma),
+            audio_noise=there(self.audio_noise),
         )
 
 
@@ -92,15 +111,21 @@ class BatchSource:
             fps=torch.tensor([sample.fps for sample in samples]),
             first_frame=self._first_frame(samples, number),
             loss_mask=self._mask(samples, number, latents),
+            audio=self._audio(samples, number),
             names=tuple(sample.name for sample in samples),
         )
-        seed = self._config.seed
-        sigma = self._family.sample_sigmas(batch, generator(seed, "sigma", number))
-        noise = torch.randn(latents.shape, generator=generator(seed, "noise", number))
-        return Drawn(draw, batch, sigma, noise)
+        seed, family, config = self._config.seed, self._family, self._config
+        return Drawn(
+            draw,
+            batch,
+            sigma=family.sample_sigmas(config, batch, generator(seed, "sigma", number)),
+            noise=torch.randn(latents.shape, generator=generator(seed, "noise", number)),
+            audio_sigma=family.sample_audio_sigmas(config, batch, generator(seed, "audio sigma", number)),
+            audio_noise=_noise_like(batch.audio, generator(seed, "audio noise", number)),
+        )
 
     def single(self, sample: Sample) -> Batch:
-        """A batch of one sample without any draw: its first caption, its mask, its own first frame if it is I2V."""
+        """A batch of one sample without any draw: its first caption, mask, sound, and first frame if it is I2V."""
         text = self._cached_text(sample.captions[0], "positive")
         latents = self._latents(sample)
         return Batch(
@@ -109,6 +134,7 @@ class BatchSource:
             fps=torch.tensor([sample.fps]),
             first_frame=torch.tensor([True]) if sample.is_i2v else None,
             loss_mask=None if sample.mask is None else self._weights(sample, latents)[None],
+            audio=self._audio([sample], None),
             names=(sample.name,),
         )
 
@@ -118,6 +144,31 @@ class BatchSource:
         except CacheEntryError as damage:
             with _explained(damage):
                 return rebuild_latents(self._config, self._family, self.cache, sample)
+
+    def _audio(self, samples: Sequence[Sample], number: int | None) -> Audio | None:
+        """The sound of a batch; without a batch number, none of it is given clean."""
+        sounds = [sample.sound for sample in samples]
+        if sounds[0] is None:  # a bucket holds clips with sound, or clips without
+            return None
+        given = None
+        probability = self._config.sound_conditioning_probability
+        if number is not None and probability > 0:
+            chance = torch.rand(len(samples), generator=generator(self._config.seed, "given sound", number))
+            given = chance < probability
+        return Audio(
+            latents=torch.stack([self._sound(sample) for sample in samples]),
+            heard=torch.tensor([sound is not None and not sound.silent for sound in sounds]),
+            given=given,
+            loss_weight=self._config.audio_loss_weight,
+        )
+
+    def _sound(self, sample: Sample) -> torch.Tensor:
+        """Audio latents `[L, D]` of a sample with sound."""
+        try:
+            return self.cache.sound(sample)
+        except CacheEntryError as damage:
+            with _explained(damage):
+                return rebuild_sound(self._config, self._family, self.cache, sample)
 
     def _weights(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
         """Loss weights `[1, T, H, W]` of a sample with a mask."""
@@ -148,11 +199,13 @@ class BatchSource:
         return self._cached_text(sample.captions[choice], "positive")
 
     def _cached_text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
-        """Text entries stay in memory while they are few: they are small and read in every epoch."""
+        """Text entries stay in memory while there is room: they are read again in every epoch."""
         if (text, kind) not in self._texts:
-            if len(self._texts) >= 256:
+            tensors = self._read_text(text, kind)
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            if self._texts and size * (len(self._texts) + 1) > TEXT_BYTES:  # all entries are of one size
                 self._texts.clear()
-            self._texts[text, kind] = self._read_text(text, kind)
+            self._texts[text, kind] = tensors
         return self._texts[text, kind]
 
     def _read_text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
@@ -170,6 +223,10 @@ class BatchSource:
         eligible = torch.tensor([sample.is_i2v for sample in samples])
         probability = self._config.first_frame_conditioning_probability
         return eligible & (chance < (1.0 if probability is None else probability))
+
+
+def _noise_like(audio: Audio | None, source: torch.Generator) -> torch.Tensor | None:
+    return None if audio is None else torch.randn(audio.latents.shape, generator=source)
 
 
 @contextlib.contextmanager

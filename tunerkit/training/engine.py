@@ -113,10 +113,7 @@ class Engine:
             drawn = read()
             last = place == len(batches) - 1
             with self._draws(drawn.draw.number), self._local_gradients(last):
-                result = self.family.losses(
-                    self._called, drawn.batch.to(self.device), sigma=drawn.sigma.to(self.device),
-                    noise=drawn.noise.to(self.device),
-                )  # fmt: skip
+                result = drawn.losses(self.family, self._called, self.device)
                 self._backward(result.total / len(batches))
             losses.append(result.total.detach())
             for key, value in result.parts.items():

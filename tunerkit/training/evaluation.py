@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tunerkit.data.sampler import Draw
 from tunerkit.draws import generator
+from tunerkit.training.batches import Drawn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,29 +23,30 @@ if TYPE_CHECKING:
     from tunerkit.training.engine import Engine
 
 NOISE_LEVELS = 8
-SAMPLES = 4
 _SEED = 0  # not the run's seed: runs with different seeds stay comparable
 
 
 def evaluation_loss(engine: Engine, source: BatchSource, samples: Sequence[Sample]) -> float:
-    """Mean loss of up to 4 evenly spread samples at 8 noise levels each; the model is in evaluation mode.
+    """Mean loss of up to `num_eval_images` evenly spread samples at 8 noise levels each, in evaluation mode.
 
     Every sample counts equally. Captions are never dropped; nothing random is drawn from the run.
     """
-    chosen = [samples[i * len(samples) // SAMPLES] for i in range(SAMPLES)] if len(samples) > SAMPLES else samples
+    count = min(len(samples), engine.config.num_eval_images)
+    chosen = [samples[place * len(samples) // count] for place in range(count)]
     losses: list[torch.Tensor] = []
     with engine.rendering(ema=False):
         for place, sample in enumerate(chosen):
-            batch = source.single(sample).to(engine.device)
+            batch = source.single(sample)
             for level in range(NOISE_LEVELS):
-                noise = torch.randn(batch.latents.shape, generator=generator(_SEED, "evaluation", place, level))
-                sigma = torch.tensor([(level + 0.5) / NOISE_LEVELS])
-                losses.append(
-                    engine.family.losses(
-                        engine.transformer,
-                        batch,
-                        sigma=sigma.to(engine.device),
-                        noise=noise.to(engine.device),
-                    ).total
+                draws = generator(_SEED, "evaluation", place, level)
+                drawn = Drawn(
+                    draw=Draw(place, 0, (place,)),
+                    batch=batch,
+                    sigma=torch.tensor([(level + 0.5) / NOISE_LEVELS]),
+                    noise=torch.randn(batch.latents.shape, generator=draws),
+                    audio_noise=None
+                    if batch.audio is None
+                    else torch.randn(batch.audio.latents.shape, generator=draws),
                 )
+                losses.append(drawn.losses(engine.family, engine.transformer, engine.device).total)
     return float(torch.stack(losses).mean())

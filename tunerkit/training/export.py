@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,8 +28,8 @@ def export_lora(engine: Engine, path: str | Path, format: LoraFormat = "diffuser
         engine: the engine of a LoRA run.
         path: file to write; its folder is created.
         format: `"diffusers"`: keys `transformer.<module>.lora_A.weight`, rank and alpha in the file's metadata, loaded
-            by `pipeline.load_lora_weights`. `"comfyui"`: keys `diffusion_model.<module>.lora_A.weight` and a scalar
-            `<module>.alpha` beside each pair, which ComfyUI reads its strength from.
+            by `pipeline.load_lora_weights`. `"comfyui"`: keys `diffusion_model.<module>.lora_A.weight` with the
+            original model's module names, at scale 1: alpha is multiplied into the weights.
 
     Raises:
         TunerkitError: if the run trains no LoRA, or the format or path is not usable.
@@ -48,7 +49,8 @@ def export_lora(engine: Engine, path: str | Path, format: LoraFormat = "diffuser
         write_diffusers_lora(engine, path.parent, path.name)
     else:
         _write_comfyui_lora(engine, path)
-    check_lora_file(path, engine.transformer, PREFIX[format])
+    names = engine.family.comfyui_module if format == "comfyui" else str
+    check_lora_file(path, engine.transformer, PREFIX[format], names)
     return path
 
 
@@ -95,30 +97,47 @@ def portable_adapter(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str,
 
 
 def _write_comfyui_lora(engine: Engine, path: Path) -> None:
-    import torch
+    """Keys as the original model names its modules, and the adapter's scale multiplied into its second factor.
+
+    ComfyUI takes an adapter without an `.alpha` at scale 1, and diffusers refuses files with one for some models.
+    """
     from safetensors.torch import save_file
 
     state, config = portable_adapter(engine)
-    # ComfyUI scales by alpha / rank; rank-stabilised LoRA scales by alpha / sqrt(rank).
-    alpha = config["lora_alpha"] * (math.sqrt(config["r"]) if config["use_rslora"] else 1.0)
+    rank = math.sqrt(config["r"]) if config["use_rslora"] else config["r"]
     tensors: dict[str, torch.Tensor] = {}
     for key, value in state.items():
-        if key.endswith(".lora_magnitude_vector"):
-            key = key.replace(".lora_magnitude_vector", ".dora_scale")
-        tensors[f"{PREFIX['comfyui']}.{key}"] = value
-        if key.endswith(".lora_A.weight"):
-            module = key.removesuffix(".lora_A.weight")
-            tensors[f"{PREFIX['comfyui']}.{module}.alpha"] = torch.tensor(float(alpha))
+        module, kind = _split(key)
+        scaled = value * (config["lora_alpha"] / rank) if kind == "lora_B.weight" else value
+        tensors[f"{PREFIX['comfyui']}.{engine.family.comfyui_module(module)}.{kind}"] = scaled
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def _split(key: str) -> tuple[str, str]:
+    """The module of a weight of the adapter, and what kind of weight it is in ComfyUI's words."""
+    for kind, written in (
+        ("lora_A.weight", "lora_A.weight"),
+        ("lora_B.weight", "lora_B.weight"),
+        ("lora_magnitude_vector", "dora_scale"),
+    ):
+        if key.endswith(f".{kind}"):
+            return key.removesuffix(f".{kind}"), written
+    raise CheckpointError(f"the adapter's weight {key} has no place in this file. Fix: export format = diffusers")
 
 
 def _float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.float().cpu().contiguous() for key, value in state.items()}
 
 
-def check_lora_file(path: Path, transformer: Any, prefix: str) -> int:
+def check_lora_file(path: Path, transformer: Any, prefix: str, names: Callable[[str], str] = str) -> int:
     """Read an exported adapter back: the number of its modules, each of which exists in `transformer`.
+
+    Args:
+        path: the file.
+        transformer: the trained model.
+        prefix: of the file's keys.
+        names: what the file calls a module of the model.
 
     Raises:
         CheckpointError: naming the first module that is missing from the file or from the model.
@@ -129,9 +148,9 @@ def check_lora_file(path: Path, transformer: Any, prefix: str) -> int:
         keys = set(file.keys())
     suffix = ".lora_A.weight"
     written = {key.removeprefix(f"{prefix}.").removesuffix(suffix) for key in keys if key.endswith(suffix)}
-    trained = {key.removesuffix(suffix) for key in adapter_state(transformer) if key.endswith(suffix)}
+    trained = {names(key.removesuffix(suffix)) for key in adapter_state(transformer) if key.endswith(suffix)}
     incomplete = {module for module in written if f"{prefix}.{module}.lora_B.weight" not in keys}
-    modules = {name for name, _ in transformer.named_modules()}
+    modules = {names(name) for name, _ in transformer.named_modules()}
     for wrong, what in (
         (trained ^ written, "differs from"),
         (incomplete, "is incomplete in"),

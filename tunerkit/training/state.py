@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunerkit import families
 from tunerkit.errors import CheckpointError
-from tunerkit.families.checkpoint_files import component_identity
 from tunerkit.files import read_json, write_json
 from tunerkit.training.export import write_diffusers_lora
 from tunerkit.training.state_files import load_tensors, optimizer_from_files, optimizer_to_files, save_tensors
@@ -40,6 +40,8 @@ _SHOULD_MATCH = (
     "learning_rate",
     "precision",
     "conditioning",
+    "sound",
+    "noise_levels",
     "clipping",
     "lora_dropout",
 )
@@ -57,8 +59,10 @@ class Fingerprint:
         for sample in samples:
             facts = [sample.source.digest, sample.bucket, sample.fps, sample.is_i2v, sample.captions]
             facts += [sample.frame_indices[0], sample.alternatives, sample.mask and sample.mask.digest]
+            if sample.sound is not None:
+                facts += [sample.sound.digest, sample.sound.start, sample.sound.silent]
             digest.update(json.dumps(facts).encode())
-        base = component_identity(str(config.pretrained_model_name_or_path), ("transformer",), config.revision)
+        base = families.get(str(config.model_family)).identity(config, "transformer")
         return cls(
             {
                 "family": config.model_family,
@@ -72,6 +76,8 @@ class Fingerprint:
                 "learning_rate": _rate_facts(config),
                 "precision": config.mixed_precision,
                 "conditioning": [config.caption_dropout_probability, config.first_frame_conditioning_probability],
+                "sound": _sound_facts(config),
+                "noise_levels": [config.flow_schedule_shift, config.flow_schedule_auto_shift],
                 "clipping": [config.max_grad_norm, config.grad_clip_method],
                 "lora_dropout": config.lora_dropout,
                 "adapter": _adapter_facts(config),
@@ -97,6 +103,13 @@ class Fingerprint:
             for key in _SHOULD_MATCH
             if saved.get(key) != self.facts[key]
         ]
+
+
+def _sound_facts(config: TrainConfig) -> list[Any] | None:
+    """How the sound of the clips is trained; None without."""
+    if not config.trains_sound:
+        return None
+    return [config.audio_loss_weight, config.audio_sigma, config.sound_conditioning_probability]
 
 
 def _order_facts(config: TrainConfig) -> list[Any]:
@@ -141,6 +154,8 @@ def _words(key: str) -> str:
         "learning_rate": "learning rate settings",
         "precision": "mixed_precision",
         "conditioning": "caption dropout or first-frame conditioning",
+        "sound": "the sound settings (audio_loss_weight, audio_sigma, sound_conditioning_probability)",
+        "noise_levels": "flow_schedule_shift or flow_schedule_auto_shift",
         "clipping": "gradient clipping",
         "adapter": "LoRA settings",
     }.get(key, key)

@@ -125,7 +125,8 @@ class Trainer:
         if not samples:
             raise DatasetError(f"every clip failed while it was encoded:\n{result}")
         held_out = inspect_dataset(self.config, purpose="eval").samples if self.config.eval_datasets else ()
-        return samples, [sample for sample in held_out if sample.file not in failed]
+        wanted = self.config.eval_dataset_id
+        return samples, [s for s in held_out if s.file not in failed and wanted in (None, s.dataset)]
 
     def _load(
         self, folder: RunFolder, samples: Sequence[Sample], evaluated: Sequence[Sample], processes: Any
@@ -146,7 +147,7 @@ class Trainer:
         source = BatchSource(config, self.family, cache, samples)
         for remark in source.plan.remarks:
             logger.warning("%s", remark)
-        renderer = Renderer(config, self.family, cache, device, folder.path / "validation")
+        renderer = Renderer(config, self.family, cache, device, folder.path / "validation", evaluated or samples)
         if any(sample.is_i2v for sample in samples) and renderer.prompts and not renderer.has_images:
             logger.warning(
                 "image to video is trained (video.is_i2v), but every validation prompt renders text to video: give "
@@ -272,7 +273,7 @@ class Trainer:
         except CacheEntryError as error:  # the weights are those of the last whole step: keep them
             path = self.save_checkpoint()
             raise CacheEntryError(
-                f"{error} The training up to step {self.global_step} is saved in {path.name}"
+                f"{str(error).rstrip('.')}. The training up to step {self.global_step} is saved in {path.name}"
             ) from error
         except Exception as error:
             if self.loaded.is_main:

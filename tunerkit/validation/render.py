@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.config.prompts import ValidationPrompt, validation_prompts
 from tunerkit.devices import free_memory
-from tunerkit.errors import ConfigError, Problem
-from tunerkit.families.base import RenderRequest
+from tunerkit.errors import Problem
+from tunerkit.families.base import Rendered, RenderRequest
 from tunerkit.files import read_json, write_json
+from tunerkit.validation.inputs import first_frame, prompts_of, source_names, starts_from_image, waveform
 from tunerkit.validation.video_files import read_mp4, side_by_side, write_mp4
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from PIL import Image
 
     from tunerkit.cache.entries import Cache
+    from tunerkit.config.prompts import ValidationPrompt
     from tunerkit.config.settings import TrainConfig
+    from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family
     from tunerkit.training.engine import Engine
 
@@ -121,16 +122,25 @@ class Renderer:
         cache: cache that holds the prompts' text.
         device: where to render.
         folder: the run's `validation` folder; videos go to `<folder>/step-<n>/`.
+        samples: what `validation_using_datasets` takes first frames and sounds from.
     """
 
-    def __init__(self, config: TrainConfig, family: Family, cache: Cache, device: torch.device, folder: Path) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        family: Family,
+        cache: Cache,
+        device: torch.device,
+        folder: Path,
+        samples: Sequence[Sample] = (),
+    ) -> None:
         self.config, self.family, self.cache, self.device, self.folder = config, family, cache, device, folder
-        self.prompts = [] if config.validation_disable else validation_prompts(config)
+        self.prompts = prompts_of(config, samples)
 
     @property
     def has_images(self) -> bool:
         """Whether any prompt starts from a given first frame."""
-        return any(prompt.image for prompt in self.prompts)
+        return any(map(starts_from_image, self.prompts))
 
     def has_base(self) -> bool:
         """Whether the base model's videos are there, rendered with today's prompts and settings."""
@@ -172,14 +182,14 @@ class Renderer:
 
     def _render_all(self, transformer: Any, vae: Any, step: int, ema: bool) -> Iterator[Rendering]:
         for with_image in (False, True):
-            prompts = [p for p in self.prompts if (p.image is not None) == with_image]
+            prompts = [prompt for prompt in self.prompts if starts_from_image(prompt) == with_image]
             if not prompts:
                 continue
             pipeline = self.family.build_pipeline(self.config, transformer, vae, image_to_video=with_image)
             for prompt, width, height, seed in self._jobs(prompts):
                 request = self._request(prompt, width, height, seed)
-                frames = self.family.render(pipeline, request)
-                yield self._write(frames, prompt, request, step, ema)
+                rendered = self.family.render(self.config, pipeline, request)
+                yield self._write(rendered, prompt, request, step, ema)
 
     def _jobs(self, prompts: Sequence[ValidationPrompt]) -> Iterator[tuple[ValidationPrompt, int, int, int]]:
         """(prompt, width, height, seed) of every video."""
@@ -193,38 +203,46 @@ class Renderer:
         config = self.config
         return {
             "prompt": prompt.prompt,
-            "image": prompt.image.name if prompt.image else None,
+            **source_names(prompt),
             "negative_prompt": config.validation_negative_prompt or "",
             "size": [width, height],
             "frames": config.validation_num_video_frames,
             "fps": config.framerate,
             "steps": config.validation_num_inference_steps,
-            "guidance": config.validation_guidance,
+            "guidance": [
+                config.validation_guidance,
+                config.validation_audio_guidance,
+                config.validation_guidance_stack,
+            ],
             "seed": seed,
             "model": Path(str(config.pretrained_model_name_or_path)).name,
         }
 
     def _request(self, prompt: ValidationPrompt, width: int, height: int, seed: int) -> RenderRequest:
         config = self.config
+        frames = int(config.validation_num_video_frames or 1)
+        fps = float(config.framerate or self.family.framerate)
         return RenderRequest(
             text=self.cache.text(prompt.prompt, "positive"),
             negative_text=self.cache.text(config.validation_negative_prompt or "", "negative"),
             width=width,
             height=height,
-            frames=int(config.validation_num_video_frames or 1),
+            frames=frames,
             steps=int(config.validation_num_inference_steps or 1),
             guidance=float(config.validation_guidance or 1.0),
             seed=seed,
-            fps=float(config.framerate or self.family.framerate),
-            image=_fitted_image(prompt.image, width, height) if prompt.image else None,
+            fps=fps,
+            audio_guidance=config.validation_audio_guidance,
+            image=first_frame(prompt, width, height),
+            sound=waveform(prompt, frames / fps, self.family.sound),
         )
 
     def _write(
-        self, frames: np.ndarray, prompt: ValidationPrompt, request: RenderRequest, step: int, ema: bool
+        self, rendered: Rendered, prompt: ValidationPrompt, request: RenderRequest, step: int, ema: bool
     ) -> Rendering:
         job = (prompt, request.width, request.height, request.seed)
         path = self.folder / f"step-{step}" / f"{_stem(*job)}{'-ema' if ema else ''}.mp4"
-        write_mp4(path, frames, request.fps)
+        _write(path, rendered.frames, rendered, request.fps)
         record = _read_record(path.parent)
         write_json(path.parent / RECORD, {**record, path.name: self._facts(*job)})
         return Rendering(
@@ -233,17 +251,17 @@ class Renderer:
             nickname=prompt.nickname,
             seed=request.seed,
             step=step,
-            frames=len(frames),
+            frames=len(rendered.frames),
             fps=request.fps,
             size=(request.width, request.height),
             ema=ema,
-            comparison=None if step == 0 else self._beside_base(path, frames, job, request.fps, step),
+            comparison=None if step == 0 else self._beside_base(path, rendered, job, request.fps, step),
         )
 
     def _beside_base(
-        self, path: Path, frames: np.ndarray, job: tuple[ValidationPrompt, int, int, int], fps: float, step: int
+        self, path: Path, rendered: Rendered, job: tuple[ValidationPrompt, int, int, int], fps: float, step: int
     ) -> Path | None:
-        """`<video>-beside-base.mp4`: the base model's rendering left, this one right.
+        """`<video>-beside-base.mp4`: the base model's rendering left, this one right, with this one's sound.
 
         None where the base model was not rendered, or with another prompt or other settings: that would compare the
         settings and not the training.
@@ -254,8 +272,14 @@ class Renderer:
         if _read_record(base.parent).get(base.name) != self._facts(*job):
             logger.warning("%s was rendered with other validation settings; nothing is put beside it", base)
             return None
-        both = side_by_side(read_mp4(base), frames, ("base model", f"step {step}"))
-        return write_mp4(path.with_name(f"{path.stem}-beside-base.mp4"), both, fps)
+        both = side_by_side(read_mp4(base), rendered.frames, ("base model", f"step {step}"))
+        return _write(path.with_name(f"{path.stem}-beside-base.mp4"), both, rendered, fps)
+
+
+def _write(path: Path, frames: np.ndarray, rendered: Rendered, fps: float) -> Path:
+    """`frames` with the sound of what was rendered."""
+    sound = rendered.sound
+    return write_mp4(path, frames, fps, None if sound is None else sound.T, rendered.sound_rate)
 
 
 def _stem(prompt: ValidationPrompt, width: int, height: int, seed: int) -> str:
@@ -266,17 +290,3 @@ def _read_record(folder: Path) -> dict[str, Any]:
     """File name -> what shaped the video, of one round; empty where nothing was recorded."""
     path = folder / RECORD
     return read_json(path) if path.is_file() else {}
-
-
-def _fitted_image(path: Path, width: int, height: int) -> Image.Image:
-    """The image scaled to cover `width` x `height` and cropped to it around its centre."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
-    except OSError as error:
-        raise ConfigError(
-            [Problem("validation_input", str(path), f"is not a readable image ({error})", "give a PNG or JPEG")]
-        ) from error

@@ -17,6 +17,7 @@ from tunerkit_widgets.live_training import LiveTraining, TrainingStopped, watch,
 from tunerkit_widgets.loss_plot import loss_png
 from tunerkit_widgets.projects import guided_form, new_project
 from tunerkit_widgets.setup_form import SetupForm
+from tunerkit_widgets.sounds import show_sound
 from tunerkit_widgets.summary import Summary, show_files, summarize
 from tunerkit_widgets.surroundings import headless
 from tunerkit_widgets.trainers import close_trainers, open_trainer
@@ -38,6 +39,7 @@ __all__ = [
     "new_project",
     "open_trainer",
     "show_files",
+    "show_sound",
     "show_videos",
     "smoothed",
     "summarize",

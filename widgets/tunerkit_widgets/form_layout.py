@@ -66,19 +66,20 @@ def folded_infos(group: str) -> list[SettingInfo]:
 
 
 def flavour_options(family_name: str | None) -> Options:
-    """The family's own choice, then its published checkpoints."""
+    """The family's own choice, then its published checkpoints that can be trained."""
     family = _family(family_name)
     if family is None:
         return [(text("field.unset"), UNSET)]
     default = text("field.default", value=family.default_flavour)
-    named = [(f"{name} ({flavour.note})" if flavour.note else name, name) for name, flavour in family.flavours.items()]
+    trained = {name: flavour for name, flavour in family.flavours.items() if not flavour.refused}
+    named = [(f"{name} ({flavour.note})" if flavour.note else name, name) for name, flavour in trained.items()]
     return [(default, UNSET), *named]
 
 
 def published(family_name: str | None) -> list[str]:
-    """Hub ids of the family's checkpoints."""
+    """Hub ids of the family's checkpoints that can be trained."""
     family = _family(family_name)
-    return [flavour.repo for flavour in family.flavours.values()] if family else []
+    return [flavour.repo for flavour in family.flavours.values() if not flavour.refused] if family else []
 
 
 def _family_options() -> Options:

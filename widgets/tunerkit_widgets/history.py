@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ class TrainingHistory:
 
     Attributes:
         losses: training loss after each step. Noise levels differ from step to step, and so does it.
+        parts: its named terms, as far as there is more than one (picture and sound).
         evaluations: loss at fixed samples, noise levels and noise.
         seconds: time of all steps, without validation and evaluation.
         session_steps: steps of this session.
@@ -29,6 +30,7 @@ class TrainingHistory:
     """
 
     losses: list[tuple[int, float]] = field(default_factory=list)
+    parts: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     session_steps: int = 0
@@ -41,20 +43,29 @@ class TrainingHistory:
         """What `metrics.jsonl` and `evaluation.jsonl` of a run's folder tell of its steps up to `last_step`."""
         metrics = _rows(output_dir / "metrics.jsonl", last_step)
         evaluations = _rows(output_dir / "evaluation.jsonl", last_step)
-        return cls(
+        history = cls(
             losses=[(row["step"], float(row["loss"])) for row in metrics],
             # A step that was evaluated twice, before and after a restart, gave the same number twice.
             evaluations=sorted({row["step"]: float(row["loss"]) for row in evaluations}.items()),
             seconds=sum(float(row.get("seconds", 0.0)) for row in metrics),
         )
+        for row in metrics:
+            history._add_parts(row["step"], row.get("parts") or {})
+        return history
 
     def add(self, result: tk.StepResult) -> None:
         """Append one step."""
         self.losses.append((result.step, result.loss))
+        self._add_parts(result.step, result.parts)
         self.seconds += result.seconds
         self.session_seconds += result.seconds
         self.session_steps += 1
         self.videos = result.videos or self.videos
+
+    def _add_parts(self, step: int, parts: Mapping[str, float]) -> None:
+        if len(parts) > 1:
+            for name, loss in parts.items():
+                self.parts.setdefault(name, []).append((step, float(loss)))
 
     @property
     def best_evaluation(self) -> tuple[int, float] | None:

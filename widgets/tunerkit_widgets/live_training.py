@@ -142,6 +142,7 @@ class LiveTraining:
             loss=history.losses[-1][1] if history.losses else None,
             lr=result.lr if result else None,
             speed=speed,
+            parts={name: curve[-1][1] for name, curve in history.parts.items()},
         )
 
     def _interrupted_words(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import tunerkit as tk
@@ -24,18 +24,22 @@ PLAIN_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the training is. `lr` and `speed` (steps per second) are None before the first step."""
+    """Where the training is. `lr` and `speed` (steps per second) are None before the first step.
+
+    `parts` holds the last step's terms of the loss, where there is more than one.
+    """
 
     step: int
     total: int
     loss: float | None = None
     lr: float | None = None
     speed: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
         parts = [text("live.step", step=self.step, total=self.total)]
         if self.loss is not None:
-            parts.append(text("live.loss", loss=f"{self.loss:.4f}"))
+            parts.append(self._loss(f"{self.loss:.4f}"))
         if self.lr is not None:
             parts.append(text("live.lr", lr=f"{self.lr:.2e}"))
         if self.speed:
@@ -44,6 +48,12 @@ class Progress:
             parts.append(text("live.speed" if fast else "live.slow", value=value))
             parts.append(text("live.left", left=duration((self.total - self.step) / self.speed)))
         return " · ".join(parts)
+
+    def _loss(self, loss: str) -> str:
+        if not self.parts:
+            return text("live.loss", loss=loss)
+        parts = [text("live.part", name=name, loss=f"{value:.4f}") for name, value in self.parts.items()]
+        return text("live.parts", loss=loss, parts=", ".join(parts))
 
 
 class View(Protocol):

@@ -10,6 +10,8 @@ from tunerkit_widgets.form_layout import DATA_FOLDER
 from tunerkit_widgets.form_state import clips_dataset
 from tunerkit_widgets.setup_form import SetupForm
 
+OWN = frozenset({DATA_FOLDER, "pretrained_model_name_or_path", "ltx2_checkpoint_filename"})
+"""Who chooses one of these does not want the demo."""
 DEMO_FOLDER = "demo-project"
 SHORTEST_CLIP = 17
 """Frames; shorter clips of a new project are left out."""
@@ -22,7 +24,7 @@ def guided_form(project: str = "", *, family: str, **parameters: Any) -> SetupFo
     """The form of a guided notebook.
 
     With a project, its settings. Without one, but with own clips or an own model: a new project in `<family>-project`.
-    With nothing chosen: the demo, made in `demo-project` if it is not there.
+    With nothing chosen: the family's demo, made below `demo-project` if it is not there.
 
     Args:
         project: a `config.json`, or the folder that holds one; empty as above.
@@ -35,10 +37,17 @@ def guided_form(project: str = "", *, family: str, **parameters: Any) -> SetupFo
     chosen = {name: value for name, value in parameters.items() if value not in ("", 0, None)}
     if project:
         return SetupForm(project, **chosen)
-    if DATA_FOLDER in chosen or "pretrained_model_name_or_path" in chosen:
+    if not OWN.isdisjoint(chosen):
         folder = Path(f"{family}-project").absolute()
         return SetupForm(config=new_project(folder, family), save_to=folder / "config.json", **chosen)
-    return SetupForm(tk.demo.create(DEMO_FOLDER, family=family), **chosen)
+    return SetupForm(_demo(family, chosen.get("model_flavour")), **chosen)
+
+
+def _demo(family: str, flavour: str | None) -> Path:
+    """The demo's config.json, in a folder of its own: another model's run must not find its checkpoints."""
+    if flavour is None:
+        return tk.demo.create(Path(DEMO_FOLDER, family), family=family)
+    return tk.demo.create(Path(DEMO_FOLDER, f"{family}-{flavour}"), family=family, model_flavour=flavour)
 
 
 def new_project(folder: Path, family: str) -> tk.TrainConfig:
@@ -51,10 +60,12 @@ def new_project(folder: Path, family: str) -> tk.TrainConfig:
     model = tk.family(family)
     longest = int(model.defaults["validation_num_video_frames"])
     frames = {"num_frames": longest, "min_frames": min(longest, model.legal_frames(SHORTEST_CLIP))}
+    # Clips without sound stay in, as silent ones: the table of clips says which they are.
+    sound = {} if model.sound is None else {"audio": {"auto_split": True, "allow_zero_audio": True}}
     return tk.TrainConfig(
         model_family=model.name,
         output_dir=folder / "output",
         max_train_steps=FIRST_RUN_STEPS,
         validation_step_interval=VALIDATION_STEPS,
-        datasets=[clips_dataset(None, video=frames)],
+        datasets=[clips_dataset(None, video=frames, **sound)],
     )

@@ -34,6 +34,11 @@ def summarize(trainer: tk.Trainer, history: TrainingHistory) -> Summary:
         rows.append(
             (text("summary.loss"), text("summary.change", first=f"{training[0]:.4f}", last=f"{training[1]:.4f}"))
         )
+    for name, curve in history.parts.items():
+        part = tenths(curve)
+        if part:
+            change = text("summary.change", first=f"{part[0]:.4f}", last=f"{part[1]:.4f}")
+            rows.append((text("summary.part", name=name), change))
     fixed = tenths(history.evaluations)
     if fixed and len(history.evaluations) > 1:
         first, last = fixed

@@ -51,6 +51,7 @@ ENGLISH: dict[str, str] = {
     # cache
     "cache.captions": "Captions",
     "cache.clips": "Clips",
+    "cache.sound": "Sounds",
     "cache.started": "{done} of {total}",
     "cache.running": "{done} of {total}, {left} left",
     "cache.done": "{total} encoded in {spent}",
@@ -60,9 +61,12 @@ ENGLISH: dict[str, str] = {
     "plot.evaluation": "evaluation loss (fixed noise)",
     "plot.step": "step",
     "plot.loss": "loss",
+    "plot.parts": "parts of the\ntraining loss",
     # live training
     "live.step": "step {step} of {total}",
     "live.loss": "loss {loss}",
+    "live.parts": "loss {loss} ({parts})",
+    "live.part": "{name} {loss}",
     "live.lr": "learning rate {lr}",
     "live.speed": "{value} steps/s",
     "live.slow": "{value} s/step",
@@ -91,6 +95,7 @@ ENGLISH: dict[str, str] = {
     "summary.time": "Time of the steps",
     "summary.seconds": "{total}, {each} s each",
     "summary.loss": "Training loss, first and last tenth",
+    "summary.part": "of it, {name}",
     "summary.evaluation": "Evaluation loss (fixed noise), first and last tenth",
     "summary.change": "{first} → {last}",
     "summary.gpu": "GPU memory at most",
@@ -104,6 +109,12 @@ ENGLISH: dict[str, str] = {
     "videos.tuned": "step {step}",
     "videos.ema": "step {step} (EMA)",
     "videos.details": "{width}x{height}, {frames} frames, {fps} fps, seed {seed}",
+    "videos.heard": "{details}, with sound",
+    # sounds
+    "sounds.details": "{seconds} s, {rate} Hz, {channels} channels",
+    "sounds.seconds": "seconds",
+    "sounds.bands": "mel band",
+    "sounds.picture": "log-mel spectrogram",
     # durations
     "duration.seconds": "{seconds} s",
     "duration.minutes": "{minutes} min {seconds} s",

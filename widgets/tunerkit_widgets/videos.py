@@ -10,13 +10,15 @@ from pathlib import Path
 
 import tunerkit as tk
 from tunerkit_widgets.history import TrainingHistory
-from tunerkit_widgets.previews import data_uri, facts, poster, preview
+from tunerkit_widgets.previews import data_uri, facts, has_sound, poster, preview
 from tunerkit_widgets.surroundings import headless, show
 from tunerkit_widgets.texts import text
 
 HEADLESS_BYTES = 70_000
 """All videos of one table together, with their posters, where the notebook is a file to keep."""
 LIVE_BYTES = 6_000_000
+SOUND_FACTOR = 2
+"""Videos with sound get so many times as much room."""
 LEAST_BYTES = 11_000
 """A video below that can hardly be recognised: rather than that, the table has fewer rows."""
 POSTER_WIDTHS = (160, 320)
@@ -47,8 +49,9 @@ def videos_html(videos: Sequence[tk.Rendering], *, base: bool = True, max_bytes:
     if not videos:
         return f"<p>{html.escape(text('videos.none'))}</p>"
     rows = list(_rows(videos, base))
-    room = max_bytes or (HEADLESS_BYTES if headless() else LIVE_BYTES)
-    fitting = max(1, room // LEAST_BYTES // max(len(row) for row in rows))
+    factor = SOUND_FACTOR if any(has_sound(video.path) for video in videos) else 1
+    room = max_bytes or factor * (HEADLESS_BYTES if headless() else LIVE_BYTES)
+    fitting = max(1, room // (factor * LEAST_BYTES) // max(len(row) for row in rows))
     shown, left = rows[:fitting], rows[fitting:]
     each = room // sum(len(row) for row in shown)
     body = "".join(f"<tr>{''.join(_cell(video, each) for video in row)}</tr>" for row in shown)
@@ -118,7 +121,7 @@ def _cell(video: tk.Rendering, max_bytes: int) -> str:
     return (
         f"<td style='text-align:left;vertical-align:top;max-width:{PLAYER_WIDTH + 20}px'>"
         f"<video src='{movie}' poster='{picture}' width='{PLAYER_WIDTH}' aria-label='{label}' "
-        "controls loop muted playsinline preload='metadata'></video>"
+        "controls loop playsinline preload='metadata'></video>"
         f"<br><b>{html.escape(_title(video))}</b><br><small>{prompt}<br>{html.escape(_details(video))}</small></td>"
     )
 
@@ -131,9 +134,10 @@ def _title(video: tk.Rendering) -> str:
 
 def _details(video: tk.Rendering) -> str:
     width, height = video.size
-    return text(
+    details = text(
         "videos.details", width=width, height=height, frames=video.frames, fps=f"{video.fps:g}", seed=video.seed
     )
+    return text("videos.heard", details=details) if has_sound(video.path) else details
 
 
 def _rendering(video: tk.Rendering | Path | str) -> tk.Rendering:

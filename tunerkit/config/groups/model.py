@@ -25,6 +25,11 @@ class ModelSettings(Settings):
     pretrained_vae_model_name_or_path: str | None = _setting(
         None, "Folder or hub id whose VAE is used; the base model's own when not set."
     )
+    pretrained_text_encoder_model_name_or_path: str | None = _setting(
+        None,
+        "Folder or hub id of the text encoder that belongs to a combined checkpoint file; the published one when not "
+        "set.",
+    )
     pretrained_transformer_model_name_or_path: str | None = _setting(
         None, "Folder or hub id whose transformer replaces the base model's."
     )

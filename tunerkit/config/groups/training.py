@@ -50,7 +50,15 @@ class TrainingSettings(Settings):
     flow_beta_schedule_alpha: float = _setting(2.0, "First parameter of the beta distribution.", gt=0)
     flow_beta_schedule_beta: float = _setting(2.0, "Second parameter of the beta distribution.", gt=0)
     flow_custom_timesteps: str | list[float] | None = _setting(None, "Timesteps to train on, instead of a density.")
-    audio_loss_weight: float = _setting(1.0, "Weight of the audio term.", ge=0)
+    audio_loss_weight: float = _setting(
+        1.0, "Weight of the sound's term in the loss; 0 = the sound is only heard, not learned.", ge=0
+    )
+    audio_sigma: Literal["shared", "independent"] = _setting(
+        "shared", "Whether sound and picture of a sample have the same noise level."
+    )
+    sound_conditioning_probability: float = _setting(
+        0.0, "Share of samples whose sound is given clean, so that the picture learns to follow it.", ge=0, le=1
+    )
     masked_loss_probability: float = _setting(1.0, "Share of masked samples whose mask is used.", ge=0, le=1)
     tread_config: dict[str, object] | None = _setting(None, "Token routing (TREAD): {'routes': [...]}.")
 

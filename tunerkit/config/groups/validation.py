@@ -26,6 +26,12 @@ class ValidationSettings(Settings):
     validation_guidance: float | None = _setting(
         None, "Guidance scale; 1 = off, the family's when not set.", ge=0, le=30
     )
+    validation_audio_guidance: float | None = _setting(
+        None, "Guidance scale of the sound; the family's when not set.", ge=0, le=30
+    )
+    validation_guidance_stack: Literal["cfg", "full"] = _setting(
+        "cfg", "Plain guidance, or all terms that the model's authors sample with: better, up to twice as slow."
+    )
     validation_guidance_rescale: float = _setting(0.0, "Rescaling of the guided prediction.", ge=0, le=1)
     validation_num_inference_steps: int | None = _setting(
         None, "Sampling steps; the family's when not set.", ge=1, le=1000
@@ -51,7 +57,9 @@ class ValidationSettings(Settings):
     disable_benchmark: bool = _setting(False, "Do not render the base model at step 0 for comparison.")
     validation_preview: bool = _setting(False, "Show unfinished frames while a video is rendered.")
     validation_preview_steps: int = _setting(1, "Sampling steps between previews.", ge=1)
-    validation_using_datasets: bool | None = _setting(None, "Take first frames from the evaluation dataset.")
+    validation_using_datasets: bool | None = _setting(
+        None, "Render from first frames and sounds of the evaluation clips; without any, of the training clips."
+    )
     validation_adapter_path: str | None = _setting(None, "Another adapter to render with.")
     validation_external_script: str | None = _setting(None, "Program to run instead of rendering.")
     evaluation_type: Literal["none", "clip"] | None = _setting(None, "Score of the rendered videos.")

@@ -1,0 +1,1 @@
+"""LTX-2: joint video and sound."""

@@ -1,0 +1,351 @@
+"""LTX-2 (19B) and LTX-2.3 (22B): joint video and sound, with Gemma-3 text.
+
+Facts from Lightricks' ltx-core and ltx-trainer and the installed diffusers classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.dtypes import torch_dtype
+from tunerkit.errors import ModelError, Note, Problem
+from tunerkit.families.base import (
+    Batch,
+    Component,
+    Family,
+    Flavour,
+    LossParts,
+    Rendered,
+    RenderRequest,
+    SoundFormat,
+    TextKind,
+)
+from tunerkit.families.ltx2 import checkpoint as files
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunerkit.config.settings import TrainConfig
+
+SUFFIXES = ("to_q", "to_k", "to_v", "to_out.0")
+"""Modules that the official LoRA configurations adapt, in all six attentions of a block."""
+PICTURE_ATTENTION = ("attn1", "attn2")
+"""The two attentions of a block that run when there is no sound."""
+
+DISTILLED = (
+    "it is distilled for sampling without guidance in 8 steps, and training would undo that. Fix: train {dev}, and "
+    "load the adapter into the distilled model to sample"
+)
+NEXT_GENERATION = (
+    "LTX-2.5 is not supported: it needs the Gemma-4 text encoder and the files it is split into, and they were not "
+    "checked. Fix: use 2.3-dev"
+)
+
+TILE, TILE_STRIDE = 16, 14
+"""Latents on a side of a tile, and between the starts of two tiles: the VAE's defaults of 512 and 448 pixels."""
+
+TRAINED_SIZES = (
+    (1216, 704), (960, 544), (768, 512), (704, 480), (640, 640), (512, 512), (480, 704), (512, 768), (544, 960),
+    (704, 1216),
+)  # fmt: skip
+"""(width, height) of the official configurations and examples; the model takes any multiple of 32."""
+
+
+class LTX2(Family):
+    name = "ltxvideo2"
+    title = "LTX-2"
+    aliases = ("ltx2", "ltx-2", "ltxvideo-2")
+    flavours = {
+        "dev": Flavour("Lightricks/LTX-2", "19B, sound at 24 kHz", ("2.0", "2")),
+        "2.3-dev": Flavour("diffusers/LTX-2.3-Diffusers", "22B, sound at 48 kHz", ("2.3",)),
+        "dev-fp8": Flavour(
+            "Lightricks/LTX-2",
+            aliases=("dev-fp4",),
+            refused="the repository's fp8 and fp4 files are for sampling; a trainer needs the bf16 weights. Fix: use "
+            "dev, and set base_model_precision to save memory",
+        ),
+        "distilled": Flavour("Lightricks/LTX-2", refused=DISTILLED.format(dev="dev")),
+        "2.3-distilled": Flavour("diffusers/LTX-2.3-Distilled-Diffusers", refused=DISTILLED.format(dev="2.3-dev")),
+        "2.5-dev": Flavour("Lightricks/LTX-2.5", aliases=("2.5", "2.5-distilled"), refused=NEXT_GENERATION),
+    }
+    default_flavour = "dev"
+    framerate = 24.0
+    temporal_compression = 8
+    size_multiple = 32
+    sound = SoundFormat(sample_rate=16000, channels=2)
+    vae_fallbacks = ("tiled", "chunked")
+    subfolders = {
+        "text": ("text_encoder", "tokenizer", "connectors"),
+        "vae": ("vae",),
+        "audio_vae": ("audio_vae",),
+        "transformer": ("transformer",),
+    }
+    defaults = {
+        "framerate": 24.0,
+        "vae_dtype": "bf16",
+        "validation_resolution": "768x512",
+        "validation_num_video_frames": 49,
+        "validation_num_inference_steps": 30,
+        "validation_guidance": 3.0,
+        "validation_audio_guidance": 7.0,
+        "validation_negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted, static noise",
+        "first_frame_conditioning_probability": 0.5,
+    }
+
+    def model_sizes(self, config: TrainConfig) -> list[tuple[int, int]]:
+        return list(TRAINED_SIZES)
+
+    def check(self, config: TrainConfig) -> tuple[list[Problem], list[Note]]:
+        notes: list[Note] = []
+        if config.motion_score is not None:
+            notes.append(Note("motion_score", "LTX-2 is not told a motion score; not used"))
+        if config.ltx2_checkpoint_filename and str(config.pretrained_model_name_or_path).endswith(".safetensors"):
+            notes.append(
+                Note("ltx2_checkpoint_filename", "pretrained_model_name_or_path names a file already; not used")
+            )
+        problems = list(_torn_tiles(config))
+        if config.pretrained_vae_model_name_or_path not in (None, config.pretrained_model_name_or_path):
+            problems.append(
+                Problem(
+                    "pretrained_vae_model_name_or_path",
+                    config.pretrained_vae_model_name_or_path,
+                    "LTX-2's latents fit the VAE of the same checkpoint only",
+                    "leave it out",
+                )
+            )
+        if config.ltx2_checkpoint_filename and config.pretrained_model_name_or_path == self.flavours["2.3-dev"].repo:
+            problems.append(
+                Problem(
+                    "ltx2_checkpoint_filename",
+                    config.ltx2_checkpoint_filename,
+                    f"{config.pretrained_model_name_or_path} holds no combined file",
+                    "set pretrained_model_name_or_path to Lightricks/LTX-2.3, or leave ltx2_checkpoint_filename out",
+                )
+            )
+        return problems, notes
+
+    def check_checkpoint(self, config: TrainConfig) -> None:
+        checkpoint = files.checkpoint_of(config)
+        model = str(config.pretrained_model_name_or_path)
+        transformer = checkpoint.config("transformer")
+        classes: dict[files.Part, str] = {
+            "transformer": "LTX2VideoTransformer3DModel",
+            "vae": "AutoencoderKLLTX2Video",
+            "audio_vae": "AutoencoderKLLTX2Audio",
+            "connectors": "LTX2TextConnectors",
+        }
+        for part, needed in classes.items():
+            found = checkpoint.config(part).get("_class_name")
+            if found != needed:
+                raise ModelError(
+                    f"{files.MODEL} = {model!r} holds a {found}, not a {needed}. Fix: set model_family to the family "
+                    f"of that checkpoint, or use {self.flavours[self.default_flavour].repo}"
+                )
+        if transformer.get("use_keyframes_abs_pos_embedding"):
+            raise ModelError(f"{files.MODEL} = {model!r}: {NEXT_GENERATION}")
+        version = "2.3" if transformer.get("cross_attn_mod") else "2.0"
+        asked = "2.3" if str(config.model_flavour).startswith("2.3") else "2.0"
+        # A folder of one's own needs no flavour; the default one must not contradict it.
+        if asked == "2.3" and version == "2.0":
+            raise ModelError(
+                f"model_flavour = {config.model_flavour!r}, and {files.MODEL} = {model!r} holds LTX-2 {version}. Fix: "
+                "set model_flavour to dev, or name a checkpoint of 2.3"
+            )
+        latents = checkpoint.config("vae").get("latent_channels")
+        if latents != transformer.get("in_channels"):
+            raise ModelError(
+                f"{files.MODEL} = {model!r}: the VAE makes {latents} latent channels, the transformer takes "
+                f"{transformer.get('in_channels')}. Fix: download the checkpoint again"
+            )
+
+    def identity(self, config: TrainConfig, component: Component) -> dict[str, Any]:
+        checkpoint = files.checkpoint_of(config)
+        if component != "text":
+            return checkpoint.identity(component)
+        return {"gemma": files.text_source(config).identity(), "connectors": checkpoint.identity("connectors")}
+
+    # Text ------------------------------------------------------------------------------------------------------
+
+    def text_recipe(self, config: TrainConfig) -> dict[str, Any]:
+        from tunerkit.families.ltx2.text import TOKENS
+
+        return {"recipe": 1, "tokens": TOKENS, "cached": "connector outputs", "dtype": str(_text_dtype(config))}
+
+    def load_text_encoder(self, config: TrainConfig, device: torch.device) -> Any:
+        from tunerkit.families.ltx2.text import load_text_encoder
+
+        return load_text_encoder(config, _text_dtype(config)).to(device)
+
+    def encode_text(
+        self, encoder: Any, texts: Sequence[str], kind: TextKind, config: TrainConfig
+    ) -> list[dict[str, torch.Tensor]]:
+        """`prompt_embeds` `[1024, D]` and `audio_prompt_embeds` `[1024, D']` of each text."""
+        return encoder.encode(texts)
+
+    # Latents ---------------------------------------------------------------------------------------------------
+
+    def vae_recipe(self, config: TrainConfig) -> dict[str, Any]:
+        return {
+            "recipe": 1,
+            "dtype": config.vae_dtype,
+            "tiling": config.vae_enable_tiling,
+            "normalised": "(mode - mean) * scaling_factor / std",
+        }
+
+    def load_vae(self, config: TrainConfig, device: torch.device) -> Any:
+        vae = files.checkpoint_of(config).load("vae", torch_dtype(config.vae_dtype or "bf16"))
+        return self._ready(vae, config, device)
+
+    def encode_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if (pixels.shape[2] - 1) % self.temporal_compression:
+            raise ValueError(f"{pixels.shape[2]} frames: LTX-2 needs 8k + 1 (1, 9, 17, ..., 121)")
+        with torch.no_grad():
+            mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        mean, std = (buffer.float().view(1, -1, 1, 1, 1) for buffer in (vae.latents_mean, vae.latents_std))
+        return (mode - mean) * float(vae.config.scaling_factor) / std
+
+    def save_vae_memory(self, vae: Any, how: str) -> None:
+        if how == "chunked":
+            vae.use_framewise_decoding = True  # the class asks this one when it encodes, too
+        else:
+            super().save_vae_memory(vae, how)
+
+    # Sound -----------------------------------------------------------------------------------------------------
+
+    def sound_recipe(self, config: TrainConfig) -> dict[str, Any]:
+        from tunerkit.families.ltx2.sound import RECIPE
+
+        return {**RECIPE}
+
+    def load_audio_vae(self, config: TrainConfig, device: torch.device) -> Any:
+        import torch
+
+        vae = files.checkpoint_of(config).load("audio_vae", torch.float32)
+        return vae.requires_grad_(False).to(device).eval()
+
+    def encode_sound(self, vae: Any, waveforms: torch.Tensor) -> torch.Tensor:
+        from tunerkit.families.ltx2.sound import encode_sound
+
+        return encode_sound(vae, waveforms)
+
+    # Training --------------------------------------------------------------------------------------------------
+
+    def load_transformer(self, config: TrainConfig, dtype: torch.dtype) -> Any:
+        return files.checkpoint_of(config).load("transformer", dtype)
+
+    def blocks(self, transformer: Any) -> list[Any]:
+        return list(transformer.transformer_blocks)
+
+    def lora_targets(self, config: TrainConfig) -> list[str]:
+        """The official four suffixes; without sound only in the attentions that run then."""
+        if config.trains_sound:
+            return list(SUFFIXES)
+        return [f"{attention}.{suffix}" for attention in PICTURE_ATTENTION for suffix in SUFFIXES]
+
+    def sample_sigmas(self, config: TrainConfig, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """The official density for the number of video tokens; with `flow_schedule_shift` a logit-normal with it."""
+        return _sigmas(config, len(batch.latents), batch.latents[0, 0].numel(), generator)
+
+    def sample_audio_sigmas(self, config: TrainConfig, batch: Batch, generator: torch.Generator) -> torch.Tensor | None:
+        """Of their own with `audio_sigma = "independent"`, from the density for the number of audio tokens."""
+        if batch.audio is None or config.audio_sigma == "shared":
+            return None
+        return _sigmas(config, len(batch.latents), batch.audio.latents.shape[1], generator)
+
+    def losses(
+        self,
+        transformer: Any,
+        batch: Batch,
+        *,
+        sigma: torch.Tensor,
+        noise: torch.Tensor,
+        audio_sigma: torch.Tensor | None = None,
+        audio_noise: torch.Tensor | None = None,
+    ) -> LossParts:
+        from tunerkit.families.ltx2 import objective
+
+        return objective.losses(
+            transformer, batch, sigma=sigma, noise=noise, audio_sigma=audio_sigma, audio_noise=audio_noise
+        )
+
+    # Validation and export -------------------------------------------------------------------------------------
+
+    def comfyui_module(self, name: str) -> str:
+        from tunerkit.families.ltx2.combined_names import SEGMENTS
+
+        originals = {ours: theirs for theirs, ours in SEGMENTS["transformer"].items()}
+        return ".".join(originals.get(segment, segment) for segment in name.split("."))
+
+    def pipeline_class(self) -> Any:
+        from diffusers import LTX2Pipeline
+
+        return LTX2Pipeline
+
+    def build_pipeline(self, config: TrainConfig, transformer: Any, vae: Any, *, image_to_video: bool) -> Any:
+        import torch
+        from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
+
+        checkpoint = files.checkpoint_of(config)
+        pipeline_class: Any = LTX2ImageToVideoPipeline if image_to_video else LTX2Pipeline
+        audio_vae, vocoder = (
+            checkpoint.load(part, torch.float32).requires_grad_(False).to(transformer.device).eval()
+            for part in ("audio_vae", "vocoder")
+        )
+        pipeline = pipeline_class(
+            scheduler=checkpoint.scheduler(),
+            vae=vae,
+            audio_vae=audio_vae,
+            text_encoder=None,
+            tokenizer=None,
+            connectors=None,
+            transformer=transformer,
+            vocoder=vocoder,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def render(self, config: TrainConfig, pipeline: Any, request: RenderRequest) -> Rendered:
+        from tunerkit.families.ltx2 import pipeline as rendering
+
+        full = config.validation_guidance_stack == "full"
+        guidance = rendering.full_guidance(pipeline.transformer.config) if full else rendering.CFG_ONLY
+        return rendering.render(pipeline, request, guidance)
+
+
+def _torn_tiles(config: TrainConfig) -> Iterator[Problem]:
+    """Sizes whose last tile is one latent wide: the decoder of 2.0 mirrors the edge and needs two."""
+    if not config.vae_enable_tiling or str(config.model_flavour).startswith("2.3"):
+        return
+    for width, height in config.validation_sizes:
+        if max(width, height) // 32 <= TILE:
+            continue  # decoded whole
+        for edge in (width, height):
+            latents = edge // 32
+            if latents > TILE_STRIDE and (latents - 1) % TILE_STRIDE == 0:
+                yield Problem(
+                    "validation_resolution",
+                    f"{width}x{height}",
+                    f"cannot be decoded in tiles (vae_enable_tiling): the last tile of {edge} pixels is too narrow",
+                    f"use {edge + 32} or {edge - 32} pixels, or set vae_enable_tiling to false",
+                )
+
+
+def _text_dtype(config: TrainConfig) -> torch.dtype:
+    import torch
+
+    return torch.float32 if config.mixed_precision == "no" else torch.bfloat16
+
+
+def _sigmas(config: TrainConfig, count: int, tokens: int, source: torch.Generator) -> torch.Tensor:
+    from tunerkit.families import flow
+    from tunerkit.families.ltx2 import objective
+
+    if config.flow_schedule_shift is not None and not config.flow_schedule_auto_shift:
+        return flow.shift_sigma(flow.logit_normal(count, source), config.flow_schedule_shift)
+    return objective.stretched_logit_normal(count, objective.logit_mean(tokens), source)
+
+
+FAMILY = LTX2()

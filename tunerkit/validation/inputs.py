@@ -1,0 +1,140 @@
+"""What a rendering starts from beside its prompt: a first frame, and a sound that the video is made to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunerkit.config.prompts import ValidationPrompt, free_name, safe_name, validation_prompts
+from tunerkit.errors import ConfigError, Problem, TunerkitError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.data.samples import Sample
+    from tunerkit.families.base import SoundFormat
+
+
+@dataclass(frozen=True)
+class SamplePrompt(ValidationPrompt):
+    """A prompt made of a sample of a dataset: its first caption, its first frame and its sound.
+
+    Attributes:
+        sample: where they come from.
+        first_frame: whether the video starts from the sample's first frame.
+        with_sound: whether the video is made to the sample's sound.
+    """
+
+    sample: Sample | None = None
+    first_frame: bool = False
+    with_sound: bool = False
+
+
+def prompts_of(config: TrainConfig, samples: Sequence[Sample]) -> list[ValidationPrompt]:
+    """The prompts of the settings, and with `validation_using_datasets` some made of `samples`.
+
+    Of a sample, a rendering takes what it was trained with: the first frame of a clip for image to video, and its
+    sound. A sample with neither gives no prompt: there would be no difference from its caption as a prompt.
+    """
+    if config.validation_disable:
+        return []
+    prompts = validation_prompts(config)
+    if not config.validation_using_datasets:
+        return prompts
+    usable = [
+        sample
+        for sample in samples
+        if (config.eval_dataset_id in (None, sample.dataset))
+        and sample.window == 0
+        and (sample.is_i2v or (sample.sound is not None and not sample.sound.silent))
+    ]
+    taken = {prompt.nickname.lower() for prompt in prompts}
+    for sample in usable[: config.num_eval_images]:
+        name = free_name(safe_name(sample.file.stem), taken)
+        sound = sample.sound
+        prompts.append(
+            SamplePrompt(
+                name,
+                sample.captions[0],
+                sample=sample,
+                first_frame=sample.is_i2v,
+                with_sound=sound is not None and not sound.silent,
+            )
+        )
+    return prompts
+
+
+def starts_from_image(prompt: ValidationPrompt) -> bool:
+    """Whether the rendering is image to video."""
+    return prompt.image is not None or (isinstance(prompt, SamplePrompt) and prompt.first_frame)
+
+
+def follows_sound(prompt: ValidationPrompt) -> bool:
+    """Whether the rendering is made to a given sound."""
+    return prompt.audio is not None or (isinstance(prompt, SamplePrompt) and prompt.with_sound)
+
+
+def source_names(prompt: ValidationPrompt) -> dict[str, str | None]:
+    """File names of the first frame and of the sound, for the record of a rendering."""
+    if isinstance(prompt, SamplePrompt) and prompt.sample is not None:
+        sound = prompt.sample.sound
+        return {
+            "image": prompt.sample.name if prompt.first_frame else None,
+            "audio": sound.file.name if sound is not None and prompt.with_sound else None,
+        }
+    return {
+        "image": prompt.image.name if prompt.image else None,
+        "audio": prompt.audio.name if prompt.audio else None,
+    }
+
+
+def first_frame(prompt: ValidationPrompt, width: int, height: int) -> Image.Image | None:
+    """The first frame, scaled to cover `width` x `height` and cropped to it around its centre; None without one."""
+    from PIL import Image, ImageOps
+
+    if isinstance(prompt, SamplePrompt) and prompt.sample is not None and prompt.first_frame:
+        from tunerkit.data.decode import decode
+
+        sample = prompt.sample
+        single = sample._replace(frame_indices=sample.frame_indices[:1], frame_times=sample.frame_times[:1])
+        picture = Image.fromarray(decode(single)[0])
+        return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    if prompt.image is None:
+        return None
+    try:
+        with Image.open(prompt.image) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    except OSError as error:
+        raise ConfigError(
+            [Problem("validation_input", str(prompt.image), f"is not a readable image ({error})", "give a PNG or JPEG")]
+        ) from error
+
+
+def waveform(prompt: ValidationPrompt, seconds: float, sound: SoundFormat | None) -> np.ndarray | None:
+    """The sound that the video is made to, float32 `[channels, samples]`, `seconds` long; None without one.
+
+    Silence follows a sound that ends earlier.
+
+    Raises:
+        TunerkitError: there is a sound, and the model makes none, or the file cannot be decoded.
+    """
+    place: tuple[Path, float] | None = None
+    if isinstance(prompt, SamplePrompt) and prompt.sample is not None and prompt.sample.sound and prompt.with_sound:
+        place = prompt.sample.sound.file, prompt.sample.sound.start
+    elif prompt.audio is not None:
+        place = prompt.audio, 0.0
+    if place is None:
+        return None
+    if sound is None:
+        raise TunerkitError(
+            f"validation_input: {place[0].name} is a sound, and this model renders without. Fix: remove audio from the "
+            "entry"
+        )
+    from tunerkit.data.audio import decode_audio
+
+    return decode_audio(*place, seconds, sample_rate=sound.sample_rate, channels=sound.channels)
