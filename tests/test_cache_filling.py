@@ -235,7 +235,7 @@ def test_masks_are_cached_with_the_clips_and_later(make_config: MakeConfig, proj
     assert [failure.file for failure in result.failures] == [report.samples[-1].file]
     assert "mask" in result.failures[0].reason
     # All black: the clip would be trained on for nothing.
-    Image.new("L", (64, 64), 0).save(still)
+    Image.new("L", (sample.source.width, sample.source.height), 0).save(still)
     shutil.rmtree(project / "cache" / "vae")
     result = tk.build_cache(config, report=report, progress=False)
     assert [failure.file for failure in result.failures] == [report.samples[-1].file]

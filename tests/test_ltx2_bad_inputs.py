@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,68 @@ def test_sound_settings_name_what_is_wrong(projects: dict[str, Path]) -> None:
     assert "audio_only" in wrong(**{"datasets.demo-clips.audio.audio_only": True})
     assert "audio_sigma" in wrong(audio_sigma="separate")
     assert "audio_loss_weight" in wrong(audio_loss_weight=-1)
+
+
+def test_a_tokenizer_without_its_files(projects: dict[str, Path], tmp_path: Path) -> None:
+    """transformers would make one of a few words, and every caption the same."""
+    model = tmp_path / "model"
+    shutil.copytree(projects["2.0"] / "model", model)
+    (model / "tokenizer" / "tokenizer.json").unlink()
+    message = refusal(projects["2.0"], tmp_path, pretrained_model_name_or_path=str(model))
+    assert "tokenizer" in message
+    message = refusal(projects["2.0"], tmp_path, pretrained_text_encoder_model_name_or_path=str(model / "text_encoder"))
+    assert "tokenizer" in message
+
+
+def test_parts_of_another_version(projects: dict[str, Path], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(projects["2.0"] / "model", model)
+    shutil.rmtree(model / "connectors")
+    shutil.copytree(projects["2.3"] / "model" / "connectors", model / "connectors")
+    message = refusal(projects["2.0"], tmp_path, pretrained_model_name_or_path=str(model))
+    assert "connectors are of another version" in message
+    (model / "connectors" / "config.json").write_text("[]")
+    message = refusal(projects["2.0"], tmp_path, pretrained_model_name_or_path=str(model))
+    assert "config.json holds no settings" in message
+
+
+def test_a_truncated_vae_is_no_fault_of_the_clips(projects: dict[str, Path], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(projects["2.0"] / "model", model)
+    weights = next((model / "vae").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    message = refusal(projects["2.0"], tmp_path, pretrained_model_name_or_path=str(model))
+    assert message.count("vae cannot be loaded") == 1
+    assert "left out" not in message
+
+
+def test_a_folder_with_a_combined_file_only(projects: dict[str, Path], tmp_path: Path) -> None:
+    message = refusal(projects["2.0"], tmp_path, pretrained_model_name_or_path=str(projects["files"]))
+    assert "set ltx2_checkpoint_filename" in message
+    assert "2.0.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"audio": 5}, "audio = 5: is not a file name"),
+        ({"audoi": "a.wav"}, "there is no such entry"),
+        ({"audio": "inputs.json"}, "holds no sound"),
+        ({"image": ["a.png"]}, "is not a file name"),
+    ],
+)
+def test_inputs_of_a_validation(projects: dict[str, Path], tmp_path: Path, entry: dict[str, Any], words: str) -> None:
+    document = tmp_path / "inputs.json"
+    document.write_text(json.dumps([{"prompt": "a ball", **entry}]))
+    assert words in refusal(projects["2.0"], tmp_path, validation_input=document)
+
+
+def test_sound_settings_without_sound_are_mentioned(projects: dict[str, Path]) -> None:
+    config = tk.load_config(
+        projects["2.0"] / "config.json", sound_conditioning_probability=0.5, **{"datasets.demo-clips.audio": None}
+    )
+    [note] = [note for note in tk.resolve(config).notes if note.key == "sound_conditioning_probability"]
+    assert "no dataset takes sound along" in note.message
 
 
 def test_a_model_without_sound_says_so(pristine_project: Path) -> None:

@@ -234,3 +234,25 @@ def test_sizes_that_tiles_would_tear(make: MakeProject) -> None:
         tk.resolve(make(vae_enable_tiling=True, validation_resolution="768x480"))
     tk.resolve(make(vae_enable_tiling=True, validation_resolution="768x512"))
     tk.resolve(make("2.3-dev", vae_enable_tiling=True, validation_resolution="768x480"))
+
+
+def test_a_damaged_prompt_is_encoded_again(make: MakeProject, tmp_path: Path, ltx2_projects: dict[str, Path]) -> None:
+    import shutil
+
+    cache = tmp_path / "cache"
+    shutil.copytree(ltx2_projects["dev"].parent / "output" / "cache", cache)
+    texts = ltx2_projects["dev"].parent / "cache" / "text"
+    shutil.copytree(texts, tmp_path / "text")
+    config = make(
+        cache_dir=cache,
+        max_train_steps=1,
+        validation_disable=False,
+        user_prompt_library=None,
+        validation_num_inference_steps=2,
+        **{"datasets.text-embeds.cache_dir": str(tmp_path / "text")},
+    )
+    trainer = tk.Trainer(config).prepare(progress=False)
+    for entry in (tmp_path / "text").rglob("*.safetensors"):
+        entry.write_bytes(entry.read_bytes()[:-10])
+    assert len(trainer.validate()) == 1
+    trainer.close()

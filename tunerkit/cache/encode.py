@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunerkit.devices import free_memory, run_device
-from tunerkit.errors import TunerkitError
+from tunerkit.errors import ModelError, TunerkitError
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +111,8 @@ class LatentEncoder:
             part = clips[len(results) : len(results) + count]
             try:
                 latents = self._encode_at(rung, part)
+            except ModelError:  # no clip is at fault
+                raise
             except Exception as error:  # whatever one clip makes of the VAE must not end the job
                 if not is_out_of_memory(error):
                     results += [_failure(error)] if count == 1 else [self.encode([clip])[0] for clip in part]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunerkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
 
+ENTRIES = ("prompt", "image", "audio", "nickname")
+"""What an entry of `validation_input` may hold."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")  # an underscore stands for each run of these
 
 
@@ -72,22 +75,57 @@ def _image_prompts(path: Path) -> list[ValidationPrompt]:
         isinstance(entry, dict) and isinstance(entry.get("prompt"), str) for entry in entries
     ):
         raise ConfigError([Problem(key, str(path), 'is not a list of objects with a "prompt"', example)])
-    prompts, problems = [], []
+    prompts: list[ValidationPrompt] = []
+    problems: list[Problem] = []
     for number, entry in enumerate(entries):
-        image = path.parent / entry["image"] if entry.get("image") else None
-        if image is not None and (trouble := _image_trouble(image)):
-            problems.append(Problem(f"{key}[{number}].image", entry["image"], trouble, "name a PNG or JPEG file"))
-        audio = path.parent / entry["audio"] if entry.get("audio") else None
-        if audio is not None and not audio.is_file():
-            problems.append(
-                Problem(f"{key}[{number}].audio", entry["audio"], f"{audio} is missing", "name a file with sound")
-            )
+        place = f"{key}[{number}]"
+        problems += [
+            Problem(f"{place}.{name}", entry[name], "there is no such entry", f"use {', '.join(ENTRIES)}")
+            for name in entry
+            if name not in ENTRIES
+        ]
+        image = _input_file(path, entry, "image", place, _image_trouble, "name a PNG or JPEG file", problems)
+        audio = _input_file(path, entry, "audio", place, _sound_trouble, "name a file with sound", problems)
         given = image or audio
         nickname = entry.get("nickname") or (given.stem if given else f"input-{number}")
         prompts.append(ValidationPrompt(safe_name(str(nickname)), entry["prompt"], image, audio))
     if problems:
         raise ConfigError(problems)
     return prompts
+
+
+def _input_file(
+    document: Path,
+    entry: dict[str, Any],
+    name: str,
+    place: str,
+    trouble_of: Callable[[Path], str | None],
+    fix: str,
+    problems: list[Problem],
+) -> Path | None:
+    """The file that an entry names, relative to the document; what is wrong with it is added to `problems`."""
+    given = entry.get(name)
+    if given is None or given == "":
+        return None
+    file = document.parent / given if isinstance(given, str) else None
+    trouble = "is not a file name" if file is None else trouble_of(file)
+    if trouble:
+        problems.append(Problem(f"{place}.{name}", given, trouble, fix))
+    return file
+
+
+def _sound_trouble(path: Path) -> str | None:
+    """Why a video cannot be made to the sound of `path`; None if it can. Reads the header only."""
+    import av
+    import av.error
+
+    if not path.is_file():
+        return f"{path} is missing"
+    try:
+        with av.open(str(path)) as container:
+            return None if container.streams.audio else f"{path} holds no sound"
+    except (OSError, ValueError, av.error.FFmpegError):
+        return f"{path} cannot be read as sound"
 
 
 def _image_trouble(path: Path) -> str | None:

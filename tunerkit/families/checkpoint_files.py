@@ -33,9 +33,12 @@ def component_config(model: str, subfolder: str, setting: str, revision: str | N
     name = f"{subfolder}/config.json" if subfolder else "model_index.json"
     path = _local_file(model, name, setting, revision)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{setting} = {model!r}: {path} cannot be read ({error}). Fix: download it again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{setting} = {model!r}: {path} holds no settings. Fix: download it again")
+    return found
 
 
 def load_component(loader: Any, model: str, setting: str, what: str, **arguments: Any) -> Any:

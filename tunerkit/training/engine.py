@@ -89,7 +89,10 @@ class Engine:
         from torch.nn.parallel import DistributedDataParallel
 
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.transformer, device_ids=devices)
+        # Where a batch has no sound, or none that is learned, some adapters have no share in the loss.
+        return DistributedDataParallel(
+            self.transformer, device_ids=devices, find_unused_parameters=self.family.sound is not None
+        )
 
     def step(self, batches: Sequence[Callable[[], Drawn]], number: int, lr: float) -> Update:
         """Accumulate the gradients of `batches`, then update once.

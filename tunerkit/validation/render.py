@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.cache.repair import rebuild_text
+from tunerkit.cache.store import CacheEntryError
 from tunerkit.devices import free_memory
 from tunerkit.errors import Problem
 from tunerkit.families.base import Rendered, RenderRequest
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from tunerkit.config.prompts import ValidationPrompt
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import Family
+    from tunerkit.families.base import Family, TextKind
     from tunerkit.training.engine import Engine
 
 logger = logging.getLogger("tunerkit")
@@ -223,8 +225,8 @@ class Renderer:
         frames = int(config.validation_num_video_frames or 1)
         fps = float(config.framerate or self.family.framerate)
         return RenderRequest(
-            text=self.cache.text(prompt.prompt, "positive"),
-            negative_text=self.cache.text(config.validation_negative_prompt or "", "negative"),
+            text=self._text(prompt.prompt, "positive"),
+            negative_text=self._text(config.validation_negative_prompt or "", "negative"),
             width=width,
             height=height,
             frames=frames,
@@ -236,6 +238,13 @@ class Renderer:
             image=first_frame(prompt, width, height),
             sound=waveform(prompt, frames / fps, self.family.sound),
         )
+
+    def _text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
+        """The cached tensors of a text; an entry that is damaged or gone is made anew."""
+        try:
+            return self.cache.text(text, kind)
+        except CacheEntryError:
+            return rebuild_text(self.config, self.family, self.cache, text, kind)
 
     def _write(
         self, rendered: Rendered, prompt: ValidationPrompt, request: RenderRequest, step: int, ema: bool

@@ -126,6 +126,12 @@ def checkpoint_of(config: TrainConfig) -> Checkpoint:
     """
     model, name = str(config.pretrained_model_name_or_path), config.ltx2_checkpoint_filename
     if name is None and not model.endswith(".safetensors"):
+        folder = Path(model)
+        files = sorted(path.name for path in folder.glob("*.safetensors")) if folder.is_dir() else []
+        if files and not (folder / "transformer").exists():
+            raise ModelError(
+                f"{MODEL} = {model!r} holds {', '.join(files)} and no transformer/. Fix: set {FILE} to the file's name"
+            )
         return DiffusersCheckpoint(model, MODEL, config.revision, config.variant)
     return _combined(model, name, config.revision, config.model_flavour)
 

@@ -104,6 +104,13 @@ class LTX2(Family):
             notes.append(
                 Note("ltx2_checkpoint_filename", "pretrained_model_name_or_path names a file already; not used")
             )
+        if not config.trains_sound:
+            idle = {"audio_loss_weight": 1.0, "audio_sigma": "shared", "sound_conditioning_probability": 0.0}
+            notes += [
+                Note(key, "has no effect: no dataset takes sound along (an audio block, or s2v_datasets)")
+                for key, default in idle.items()
+                if getattr(config, key) != default
+            ]
         problems = list(_torn_tiles(config))
         if config.pretrained_vae_model_name_or_path not in (None, config.pretrained_model_name_or_path):
             problems.append(
@@ -146,11 +153,11 @@ class LTX2(Family):
             raise ModelError(f"{files.MODEL} = {model!r}: {NEXT_GENERATION}")
         version = "2.3" if transformer.get("cross_attn_mod") else "2.0"
         asked = "2.3" if str(config.model_flavour).startswith("2.3") else "2.0"
-        # A folder of one's own needs no flavour; the default one must not contradict it.
-        if asked == "2.3" and version == "2.0":
+        if asked != version:
+            other = "2.3-dev" if version == "2.3" else "dev"
             raise ModelError(
                 f"model_flavour = {config.model_flavour!r}, and {files.MODEL} = {model!r} holds LTX-2 {version}. Fix: "
-                "set model_flavour to dev, or name a checkpoint of 2.3"
+                f"set model_flavour to {other}, or name a checkpoint of {asked}"
             )
         latents = checkpoint.config("vae").get("latent_channels")
         if latents != transformer.get("in_channels"):
@@ -158,6 +165,8 @@ class LTX2(Family):
                 f"{files.MODEL} = {model!r}: the VAE makes {latents} latent channels, the transformer takes "
                 f"{transformer.get('in_channels')}. Fix: download the checkpoint again"
             )
+
+        _check_widths(model, checkpoint)
 
     def identity(self, config: TrainConfig, component: Component) -> dict[str, Any]:
         checkpoint = files.checkpoint_of(config)
@@ -313,6 +322,33 @@ class LTX2(Family):
         full = config.validation_guidance_stack == "full"
         guidance = rendering.full_guidance(pipeline.transformer.config) if full else rendering.CFG_ONLY
         return rendering.render(pipeline, request, guidance)
+
+
+def _check_widths(model: str, checkpoint: files.Checkpoint) -> None:
+    """Parts of different checkpoints do not fit each other.
+
+    Raises:
+        ModelError: naming the part.
+    """
+    transformer, connectors = checkpoint.config("transformer"), checkpoint.config("connectors")
+    audio_vae = checkpoint.config("audio_vae")
+    if connectors.get("per_modality_projections"):
+        made = connectors.get("video_hidden_dim"), connectors.get("audio_hidden_dim")
+        taken = transformer.get("cross_attention_dim"), transformer.get("audio_cross_attention_dim")
+        fits = not transformer.get("use_prompt_embeddings", True) and made == taken
+    else:
+        made, taken = connectors.get("caption_channels"), transformer.get("caption_channels")
+        fits = transformer.get("use_prompt_embeddings", True) and made == taken
+    if not fits:
+        raise ModelError(
+            f"{files.MODEL} = {model!r}: the connectors are of another version than the transformer (widths {made} and "
+            f"{taken}). Fix: download the checkpoint again"
+        )
+    if audio_vae.get("base_channels") != transformer.get("audio_in_channels"):
+        raise ModelError(
+            f"{files.MODEL} = {model!r}: the audio VAE makes {audio_vae.get('base_channels')} channels, the "
+            f"transformer takes {transformer.get('audio_in_channels')}. Fix: download the checkpoint again"
+        )
 
 
 def _torn_tiles(config: TrainConfig) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.errors import ModelError
 from tunerkit.families.checkpoint_files import readable
 from tunerkit.families.ltx2.checkpoint import checkpoint_of, text_source
 
@@ -70,6 +71,12 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> TextEncoder:
         tokenizer = AutoTokenizer.from_pretrained(source.model, subfolder=source.folder("tokenizer"), revision=revision)
         gemma = Gemma3ForConditionalGeneration.from_pretrained(
             source.model, subfolder=source.folder("text_encoder"), revision=revision, dtype=dtype
+        )
+    if 2 * len(tokenizer) < gemma.config.get_text_config().vocab_size:
+        # Without its files, transformers makes a tokenizer of a few words, and all captions become the same.
+        raise ModelError(
+            f"{source.setting} = {source.model!r}: the tokenizer's files are missing or damaged ({len(tokenizer)} "
+            "tokens are known). Fix: name a folder that holds tokenizer.json, or download it again"
         )
     absent: Any = dict.fromkeys(("scheduler", "vae", "audio_vae", "transformer", "vocoder"))
     return TextEncoder(LTX2Pipeline(**absent, tokenizer=tokenizer, text_encoder=gemma.eval(), connectors=connectors))
