@@ -1,0 +1,66 @@
+"""Kandinsky's text: the last hidden states of Qwen2.5-VL and CLIP's pooled vector, made by the stock pipeline.
+
+Template and crop index are the pipeline's own, as a pair. The transformer has no text mask, so each text is encoded by
+itself and only its real tokens are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.families.checkpoint_files import readable
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunerkit.config.settings import TrainConfig
+
+TOKENS = 512
+"""Longest text in tokens, the template not counted: the default of the stock pipelines."""
+
+
+def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
+    """A stock pipeline with both text encoders and nothing else, on the CPU.
+
+    In place of Qwen's processor stands the tokenizer that it would hand every text to: the processor's class needs
+    torchvision for videos that no text has.
+    """
+    from diffusers import Kandinsky5T2VPipeline
+    from transformers import AutoTokenizer, CLIPTextModel, Qwen2_5_VLForConditionalGeneration
+
+    model = str(config.pretrained_model_name_or_path)
+    revision = config.revision or "main"
+    with readable(model, "pretrained_model_name_or_path", "text encoder"):
+        tokenizer, tokenizer_2 = (
+            AutoTokenizer.from_pretrained(model, subfolder=folder, revision=revision)
+            for folder in ("tokenizer", "tokenizer_2")
+        )
+        qwen = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            model, subfolder="text_encoder", revision=revision, dtype=dtype
+        )
+        clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder_2", revision=revision, dtype=dtype)
+    return Kandinsky5T2VPipeline(
+        tokenizer=tokenizer,
+        text_encoder=qwen.eval(),
+        tokenizer_2=tokenizer_2,
+        text_encoder_2=clip.eval(),
+        transformer=None,  # pyright: ignore[reportArgumentType] - only texts are encoded
+        vae=None,  # pyright: ignore[reportArgumentType]
+        scheduler=None,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def encode(pipeline: Any, texts: Sequence[str]) -> list[dict[str, torch.Tensor]]:
+    """`prompt_embeds` `[L, D]` and `pooled` `[D']` of each text, on the CPU; `L` is the text's own length."""
+    return [_one(pipeline, text) for text in texts]
+
+
+def _one(pipeline: Any, text: str) -> dict[str, torch.Tensor]:
+    import torch
+
+    with torch.no_grad():
+        embeds, pooled, _ = pipeline.encode_prompt(
+            text, max_sequence_length=TOKENS, device=pipeline.text_encoder.device
+        )
+    return {"prompt_embeds": embeds[0].cpu().contiguous(), "pooled": pooled[0].cpu().contiguous()}
