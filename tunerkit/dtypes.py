@@ -20,3 +20,8 @@ def torch_dtype(name: str) -> torch.dtype:
 def model_dtype(config: TrainConfig) -> torch.dtype:
     """The dtype that the transformer's frozen or live weights have in memory, from `mixed_precision`."""
     return torch_dtype(config.mixed_precision)
+
+
+def text_dtype(config: TrainConfig) -> torch.dtype:
+    """The dtype that texts are encoded and cached in: bfloat16, or float32 with `mixed_precision = "no"`."""
+    return torch_dtype("fp32" if config.mixed_precision == "no" else "bf16")

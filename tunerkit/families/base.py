@@ -284,15 +284,15 @@ class Family(ABC):
 
     def sound_recipe(self, config: TrainConfig) -> dict[str, Any]:
         """Everything, beside the audio VAE's weights and the waveform, that shapes cached audio latents."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.title} makes no sound")
 
     def load_audio_vae(self, config: TrainConfig, device: torch.device) -> Any:
         """Load the audio VAE."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.title} makes no sound")
 
     def encode_sound(self, vae: Any, waveforms: torch.Tensor) -> torch.Tensor:
         """Clean normalised audio latents, float32 `[B, L, D]`, of waveforms `[B, channels, samples]` in [-1, 1]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.title} makes no sound")
 
     # Training --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.dtypes import torch_dtype
+from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families.base import Batch, Family, Flavour, LossParts, Rendered, RenderRequest, TextKind
 from tunerkit.families.checkpoint_files import component_config, load_component, readable
@@ -122,14 +122,12 @@ class SanaVideo(Family):
         }
 
     def load_text_encoder(self, config: TrainConfig, device: torch.device) -> Any:
-        import torch
         from diffusers import SanaVideoPipeline
 
-        dtype = torch.float32 if config.mixed_precision == "no" else torch.bfloat16
         model = str(config.pretrained_model_name_or_path)
         with readable(model, "pretrained_model_name_or_path", "text encoder"):
             pipeline = SanaVideoPipeline.from_pretrained(
-                model, revision=config.revision, transformer=None, vae=None, dtype=dtype
+                model, revision=config.revision, transformer=None, vae=None, dtype=text_dtype(config)
             )
         return pipeline.to(device)
 

@@ -24,7 +24,7 @@ class EvaluationPlan:
         self._longest = 0.0
 
     def due(self, step: int, total: int, trained: float) -> bool:
-        """Whether to evaluate after `step` of `total` steps and `trained` seconds of training in this session."""
+        """Whether to evaluate after `step` of `total` steps and `trained` seconds of training in this kernel."""
         if self._every == 0:
             return False
         if step >= total:

@@ -16,16 +16,16 @@ Curve = Sequence[tuple[int, float]]
 
 @dataclass
 class TrainingHistory:
-    """Everything a run has logged, in this session and before.
+    """Everything a run has logged, in this kernel and before.
 
     Attributes:
         losses: training loss after each step. Noise levels differ from step to step, and so does it.
         parts: its named terms, as far as there is more than one (picture and sound).
         evaluations: loss at fixed samples, noise levels and noise.
         seconds: time of all steps, without validation and evaluation.
-        session_steps: steps of this session.
+        session_steps: steps done in this kernel.
         session_seconds: their time.
-        videos: the last rendered round of this session.
+        videos: the last round rendered in this kernel.
         stopped: why the training ended early, if it did.
     """
 

@@ -86,7 +86,7 @@ def find_videos(output_dir: str | Path, step: int | None = None) -> list[tk.Rend
 
 
 def current_videos(trainer: tk.Trainer, history: TrainingHistory) -> list[tk.Rendering]:
-    """The videos of the weights as they are now: of this session, from the run's folder, or rendered for it."""
+    """The videos of the weights as they are now: rendered in this kernel, from the run's folder, or rendered for it."""
     step = trainer.global_step
     fresh = [video for video in history.videos if video.step == step]
     return fresh or find_videos(trainer.config.output_path, step) or trainer.validate()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.dtypes import torch_dtype
+from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families.base import Batch, Family, LossParts, Rendered, RenderRequest, TextKind
 from tunerkit.families.checkpoint_files import component_config, load_component
@@ -153,12 +153,12 @@ class Kandinsky5(Family):
     def text_recipe(self, config: TrainConfig) -> dict[str, Any]:
         from tunerkit.families.kandinsky5.text import TOKENS
 
-        return {"recipe": 1, "tokens": TOKENS, "cached": "real tokens", "dtype": str(_text_dtype(config))}
+        return {"recipe": 1, "tokens": TOKENS, "cached": "real tokens", "dtype": str(text_dtype(config))}
 
     def load_text_encoder(self, config: TrainConfig, device: torch.device) -> Any:
         from tunerkit.families.kandinsky5.text import load_text_encoder
 
-        return load_text_encoder(config, _text_dtype(config)).to(device)
+        return load_text_encoder(config, text_dtype(config)).to(device)
 
     def encode_text(
         self, encoder: Any, texts: Sequence[str], kind: TextKind, config: TrainConfig
@@ -300,12 +300,6 @@ def _wants_sparse(config: TrainConfig) -> bool:
 
 def _is_sparse(config: TrainConfig) -> bool:
     return _wants_sparse(config) and flavours.is_sparse(_flavour(config))
-
-
-def _text_dtype(config: TrainConfig) -> torch.dtype:
-    import torch
-
-    return torch.float32 if config.mixed_precision == "no" else torch.bfloat16
 
 
 FAMILY = Kandinsky5()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from tunerkit.families.base import Rendered
+from tunerkit.families.pipelines import any_precision
 
 if TYPE_CHECKING:
     from tunerkit.families.base import RenderRequest
@@ -30,7 +30,7 @@ def render(pipeline: Any, request: RenderRequest) -> Rendered:
     }
     if request.image is not None:
         arguments["image"] = request.image
-    with _any_precision(pipeline.vae):
+    with any_precision(pipeline.vae):
         frames = np.asarray(pipeline(**arguments).frames[0])
     return Rendered((frames * 255.0).round().clip(0, 255).astype(np.uint8))
 
@@ -44,14 +44,3 @@ def _text(text: Mapping[str, torch.Tensor], prefix: str, transformer: Any) -> di
         f"{prefix}prompt_embeds_clip": text["pooled"][None].to(device, dtype),
         f"{prefix}prompt_cu_seqlens": torch.tensor([0, len(embeds)], dtype=torch.int32, device=device),
     }
-
-
-@contextmanager
-def _any_precision(vae: Any) -> Iterator[None]:
-    """Inside, the VAE encodes pictures of any dtype: the pipeline hands it the first frame in the transformer's."""
-    encode = vae.encode
-    vae.encode = lambda pixels, *rest, **named: encode(pixels.to(vae.dtype), *rest, **named)
-    try:
-        yield
-    finally:
-        del vae.encode

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.dtypes import torch_dtype
+from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families.base import (
     Batch,
@@ -63,7 +63,7 @@ class LTX2(Family):
             "Lightricks/LTX-2",
             aliases=("dev-fp4",),
             refused="the repository's fp8 and fp4 files are for sampling; a trainer needs the bf16 weights. Fix: use "
-            "dev, and set base_model_precision to save memory",
+            "dev",
         ),
         "distilled": Flavour("Lightricks/LTX-2", refused=DISTILLED.format(dev="dev")),
         "2.3-distilled": Flavour("diffusers/LTX-2.3-Distilled-Diffusers", refused=DISTILLED.format(dev="2.3-dev")),
@@ -179,12 +179,12 @@ class LTX2(Family):
     def text_recipe(self, config: TrainConfig) -> dict[str, Any]:
         from tunerkit.families.ltx2.text import TOKENS
 
-        return {"recipe": 1, "tokens": TOKENS, "cached": "connector outputs", "dtype": str(_text_dtype(config))}
+        return {"recipe": 1, "tokens": TOKENS, "cached": "connector outputs", "dtype": str(text_dtype(config))}
 
     def load_text_encoder(self, config: TrainConfig, device: torch.device) -> Any:
         from tunerkit.families.ltx2.text import load_text_encoder
 
-        return load_text_encoder(config, _text_dtype(config)).to(device)
+        return load_text_encoder(config, text_dtype(config)).to(device)
 
     def encode_text(
         self, encoder: Any, texts: Sequence[str], kind: TextKind, config: TrainConfig
@@ -367,12 +367,6 @@ def _torn_tiles(config: TrainConfig) -> Iterator[Problem]:
                     f"cannot be decoded in tiles (vae_enable_tiling): the last tile of {edge} pixels is too narrow",
                     f"use {edge + 32} or {edge - 32} pixels, or set vae_enable_tiling to false",
                 )
-
-
-def _text_dtype(config: TrainConfig) -> torch.dtype:
-    import torch
-
-    return torch.float32 if config.mixed_precision == "no" else torch.bfloat16
 
 
 def _sigmas(config: TrainConfig, count: int, tokens: int, source: torch.Generator) -> torch.Tensor:

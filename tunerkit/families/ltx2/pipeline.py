@@ -11,6 +11,7 @@ import torch
 from tunerkit.families.base import Rendered
 from tunerkit.families.ltx2.objective import official_gates
 from tunerkit.families.ltx2.sound import encode_sound
+from tunerkit.families.pipelines import any_precision
 
 if TYPE_CHECKING:
     from tunerkit.families.base import RenderRequest
@@ -112,7 +113,7 @@ def render(pipeline: Any, request: RenderRequest, guidance: Mapping[str, Any]) -
         arguments |= {"image": request.image, "image_crf": IMAGE_CRF}
     with ExitStack() as stack:
         if request.image is not None:
-            stack.enter_context(_any_precision(pipeline.vae))
+            stack.enter_context(any_precision(pipeline.vae))
         if request.sound is not None:
             waveform = torch.from_numpy(request.sound)[None].to(device)
             arguments["audio_latents"] = _unnormalised(pipeline.audio_vae, encode_sound(pipeline.audio_vae, waveform))
@@ -128,17 +129,6 @@ def render(pipeline: Any, request: RenderRequest, guidance: Mapping[str, Any]) -
         sound=torch.nn.functional.pad(heard, (0, wanted - heard.shape[1])).numpy(),
         sound_rate=rate,
     )
-
-
-@contextmanager
-def _any_precision(vae: Any) -> Iterator[None]:
-    """Inside, the VAE encodes pictures of any dtype: the pipeline hands it the first frame in the text's."""
-    encode = vae.encode
-    vae.encode = lambda pixels, *rest, **named: encode(pixels.to(vae.dtype), *rest, **named)
-    try:
-        yield
-    finally:
-        del vae.encode
 
 
 @contextmanager

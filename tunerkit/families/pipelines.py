@@ -1,0 +1,18 @@
+"""What rendering with the stock pipelines needs in more than one family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def any_precision(vae: Any) -> Iterator[None]:
+    """Inside, the VAE encodes pictures of any dtype: pipelines hand it the first frame in that of another part."""
+    encode = vae.encode
+    vae.encode = lambda pixels, *rest, **named: encode(pixels.to(vae.dtype), *rest, **named)
+    try:
+        yield
+    finally:
+        del vae.encode
