@@ -16,7 +16,7 @@ import torch
 
 import tunerkit as tk
 from tunerkit import families
-from tunerkit.families.sana_video import SanaVideo
+from tunerkit.families.sana_video.family import SanaVideo
 
 
 def slower(name: str, seconds: float, family: type[SanaVideo] = SanaVideo) -> None:

@@ -9,6 +9,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,17 @@ import pytest
 from config_documents import lay_out_quickstart
 
 import tunerkit as tk
+
+SHARED = ("kandinsky5_projects", "ltx2_projects")
+"""Fixtures that take long to make."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file stay in one process, and so do all that need one of the fixtures that take long to make."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        group = next((fixture for fixture in SHARED if fixture in names), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +58,28 @@ def ltx2_projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         configs[flavour] = tk.demo.create(project, family="ltxvideo2", clips="generated", model_flavour=flavour)
         assert not tk.build_cache(tk.load_config(configs[flavour]), progress=False).failures
     return configs
+
+
+@pytest.fixture(scope="session")
+def kandinsky5_projects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Flavour -> config.json of a Kandinsky 5 demo project, its cache filled; tests write to folders of their own."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("kandinsky5")
+
+    @functools.cache
+    def config_of(flavour: str) -> Path:
+        project, first = folder / flavour, folder / "t2v-lite-sft-5s"
+        if first.exists():  # clips, and all weights that a cache depends on, are the same
+            for name in ("clips", "cache"):
+                shutil.copytree(first / name, project / name)
+            shutil.copyfile(first / "demo.json", project / "demo.json")
+        path = tk.demo.create(project, family="kandinsky5-video", clips="generated", model_flavour=flavour)
+        assert not tk.build_cache(tk.load_config(path), progress=False).failures
+        return path
+
+    return config_of
 
 
 @pytest.fixture

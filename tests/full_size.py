@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import tunerkit as tk
-from tunerkit.families.base import Audio, Batch
+from tunerkit.families.base import Audio, Batch, Family
+from tunerkit.training.blocks import BlockRunner
+from tunerkit.training.weights import add_adapter
 
 LTX2_NEWER = {
     "gated_attn": True,
@@ -27,6 +30,16 @@ LTX2_MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "22B": (LTX2_NEWER, (4096, 2048)),
 }
 """By name: what differs from the class's defaults, and the widths of the cached text."""
+KANDINSKY5_MODELS: dict[str, dict[str, Any]] = {
+    "Lite": {
+        "model_dim": 1792, "ff_dim": 7168, "time_dim": 512, "axes_dims": (16, 24, 24),
+        "num_text_blocks": 2, "num_visual_blocks": 32,
+    },
+    "Pro": {
+        "model_dim": 4096, "ff_dim": 16384, "time_dim": 1024, "axes_dims": (32, 48, 48),
+        "num_text_blocks": 4, "num_visual_blocks": 60,
+    },
+}  # fmt: skip
 
 
 def to_fake(module: torch.nn.Module) -> None:
@@ -38,6 +51,9 @@ def to_fake(module: torch.nn.Module) -> None:
     for name, b in list(module._buffers.items()):
         if b is not None:
             module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+    for name, value in vars(module).items():  # tables that a module keeps as plain attributes
+        if isinstance(value, torch.Tensor):
+            setattr(module, name, torch.empty(value.shape, dtype=value.dtype))
     for child in module.children():
         to_fake(child)
 
@@ -81,19 +97,13 @@ class Traced:
 
 
 def ltx2_step(model: str, frames: int, *, fake: bool) -> Traced:
-    """One LoRA step of LTX-2 with sound and gradient checkpointing at 768x512, 24 fps.
+    """One LoRA step of LTX-2 with sound at 768x512, 24 fps: see `traced_step`.
 
     Args:
         model: a name of `LTX2_MODELS`.
         frames: 8k + 1.
-        fake: with FakeTensors, which choose the attention that a device has, and a count of the memory; else with
-            tensors on the meta device, which is three times as fast.
     """
     from diffusers import LTX2VideoTransformer3DModel
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from tunerkit.training.blocks import BlockRunner
-    from tunerkit.training.weights import add_adapter
 
     family = tk.family("ltxvideo2")
     settings, (width, audio_width) = LTX2_MODELS[model]
@@ -103,14 +113,9 @@ def ltx2_step(model: str, frames: int, *, fake: bool) -> Traced:
         transformer: Any = LTX2VideoTransformer3DModel(rope_type="split", **settings)
         add_adapter(transformer.to(torch.bfloat16), family, config)
     length = round(frames / 24 * 25)
-    weights = sum(p.nbytes for p in transformer.parameters())
-    memory = PeakMemory()
-    with FakeTensorMode() if fake else torch.device("meta"), memory if fake else nullcontext():
-        if fake:
-            to_fake(transformer)
-        BlockRunner(family.blocks(transformer), checkpointing=True).install(transformer)
-        transformer.train()
-        batch = Batch(
+
+    def batch() -> Batch:
+        return Batch(
             latents=torch.empty(1, 128, family.latent_frames(frames), 16, 24),
             text={
                 "prompt_embeds": torch.empty(1, 1024, width, dtype=torch.bfloat16),
@@ -119,12 +124,77 @@ def ltx2_step(model: str, frames: int, *, fake: bool) -> Traced:
             fps=torch.empty(1),
             audio=Audio(torch.empty(1, length, 128), torch.empty(1, dtype=torch.bool)),
         )
-        loss = family.loss(
-            transformer,
-            batch,
-            sigma=torch.empty(1),
-            noise=torch.empty_like(batch.latents),
-            audio_noise=torch.empty(1, length, 128),
+
+    return traced_step(family, transformer, batch, fake=fake)
+
+
+def kandinsky5_step(
+    model: str, frames: int, size: tuple[int, int] = (768, 512), *, sparse: bool = False, from_image: bool = False
+) -> Traced:
+    """One LoRA step of Kandinsky 5.0 Video on FakeTensors: see `traced_step`.
+
+    Args:
+        model: a name of `KANDINSKY5_MODELS`.
+        frames: 4k + 1.
+        size: width and height in pixels.
+        sparse: with the attention of the 10 s and HD models.
+        from_image: image to video.
+    """
+    from diffusers import Kandinsky5Transformer3DModel
+
+    from tunerkit.demo.kandinsky5 import SPARSE
+    from tunerkit.families.kandinsky5.attention import use_nabla
+
+    family = tk.family("kandinsky5-video")
+    config = tk.TrainConfig(lora_rank=32, mixed_precision="bf16")
+    with torch.device("meta"):
+        transformer: Any = Kandinsky5Transformer3DModel(
+            in_visual_dim=16, out_visual_dim=16, in_text_dim=3584, visual_cond=True,
+            **KANDINSKY5_MODELS[model], **(SPARSE if sparse else {}),
+        )  # fmt: skip
+        for name, parameter in transformer.named_parameters():  # as from_pretrained loads it
+            if not any(part in name for part in transformer._keep_in_fp32_modules):
+                parameter.data = parameter.data.to(torch.bfloat16)
+        add_adapter(transformer, family, config)
+    if sparse:
+        use_nabla(transformer)
+    width, height = size
+
+    def batch() -> Batch:
+        latents = torch.empty(1, 16, family.latent_frames(frames), height // 8, width // 8)
+        return Batch(
+            latents=latents,
+            text={
+                "prompt_embeds": torch.empty(1, 200, 3584, dtype=torch.bfloat16),
+                "pooled": torch.empty(1, 768, dtype=torch.bfloat16),
+            },
+            fps=torch.empty(1),
+            first_frame=torch.empty(1, dtype=torch.bool) if from_image else None,
+            image=latents[:, :, :1] if from_image else None,
         )
+
+    return traced_step(family, transformer, batch, fake=True)
+
+
+def traced_step(family: Family, transformer: Any, make_batch: Callable[[], Batch], *, fake: bool) -> Traced:
+    """Forward and backward of a bf16 model on the meta device with its adapter, with gradient checkpointing.
+
+    Args:
+        make_batch: called where tensors have no content.
+        fake: with FakeTensors, which choose the attention that a device has, and a count of the memory; else with
+            tensors on the meta device, which is three times as fast.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    weights = sum(p.nbytes for p in transformer.parameters())
+    memory = PeakMemory()
+    with FakeTensorMode() if fake else torch.device("meta"), memory if fake else nullcontext():
+        if fake:
+            to_fake(transformer)
+        BlockRunner(family.blocks(transformer), checkpointing=True).install(transformer)
+        transformer.train()
+        batch = make_batch()
+        sound = {} if batch.audio is None else {"audio_noise": torch.empty_like(batch.audio.latents)}
+        loss = family.loss(transformer, batch, sigma=torch.empty(1), noise=torch.empty_like(batch.latents), **sound)
         loss.backward()
     return Traced(transformer, loss, weights, memory.peak)

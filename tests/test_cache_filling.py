@@ -166,10 +166,11 @@ def test_rebuilt_entries_are_those_that_were_lost(make_config: MakeConfig, caplo
     path.unlink()
     text_path.unlink()
     with caplog.at_level(logging.WARNING, "tunerkit"):
-        latents = rebuild_latents(config, family, cache, sample)
+        clip = rebuild_latents(config, family, cache, sample)
         tensors = rebuild_text(config, family, cache, sample.captions[0], "positive")
     assert (path.read_bytes(), text_path.read_bytes()) == whole
-    assert torch.equal(latents, Cache(config, family).latents(sample))
+    assert clip.keys() == {"latents"}
+    assert torch.equal(clip["latents"], Cache(config, family).latents(sample))
     assert tensors.keys() == cache.text(sample.captions[0], "positive").keys()
     assert str(sample.file) in caplog.text
     assert str(path) in caplog.text

@@ -14,7 +14,7 @@ import tunerkit as tk
 from tunerkit.cache import encode
 from tunerkit.cache.encode import EncodingError, LatentEncoder
 from tunerkit.cache.entries import Cache
-from tunerkit.families.sana_video import SanaVideo
+from tunerkit.families.sana_video.family import SanaVideo
 
 MakeConfig = Callable[..., tk.TrainConfig]
 
@@ -99,10 +99,11 @@ def test_each_rung_of_the_ladder(make_config: MakeConfig, caplog, room: tuple[in
         results = encoder.encode(clips)
     for clip, result in zip(clips, results, strict=True):
         assert not isinstance(result, EncodingError)
-        latents, how = result
+        tensors, how = result
         assert how == fallback
+        assert tensors.keys() == {"latents"}
         expected = directly(config, clip, tiled=bool(fallback))
-        torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(tensors["latents"], expected, rtol=1e-4, atol=1e-4)
     assert "out of memory while encoding 64x64, 5 frames, with the settings as given, 2 at a time" in caplog.text
     whole = directly(config, clips[0], tiled=False)
     assert (directly(config, clips[0], tiled=True) - whole).abs().max() > 0.01  # so the comparison says something

@@ -502,7 +502,7 @@ def test_documents_in_the_readme_load_without_a_note(tmp_path: Path, monkeypatch
     (tmp_path / "config").mkdir()
     for folder in ("my-clips", "my-masks"):
         (tmp_path / "datasets" / folder).mkdir(parents=True)
-    *files, ltx2, with_sound, with_masks = blocks
+    *files, ltx2, with_sound, kandinsky, with_masks = blocks
     for name, block in zip(names, files, strict=True):
         (tmp_path / name).write_text(block)
     monkeypatch.chdir(tmp_path)
@@ -510,6 +510,7 @@ def test_documents_in_the_readme_load_without_a_note(tmp_path: Path, monkeypatch
     assert [dataset.conditioning_ids for dataset in masked.media_datasets] == [("my-masks",)]
     sounding = tk.load_config("config", **json.loads(ltx2), datasets=[json.loads(with_sound)])
     assert tk.resolve(sounding).trains_sound
+    assert tk.resolve(tk.load_config("config", **json.loads(kandinsky))).notes == []
     config = tk.resolve(tk.load_config("config"))
     assert config.notes == []
     assert config.output_dir == tmp_path / "output" / "my-style"

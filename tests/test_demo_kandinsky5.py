@@ -161,7 +161,8 @@ def test_the_flavour_chooses_the_checkpoint() -> None:
         "t2v-pro-sft-5s-hd": (False, True),
         "t2v-pro-sft-10s-hd": (False, True),
         "i2v-lite-5s": (True, False),
-        "i2v-pro-sft-5s": (True, False),
+        "t2v-pro-sft-5s": (False, True),  # an alias of the one in HD
+        "i2v-pro-sft-5s": (True, True),
     }
     for flavour, (image_to_video, sparse) in expected.items():
         chosen = kandinsky5.variant({"model_flavour": flavour})

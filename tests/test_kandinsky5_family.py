@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,16 @@ def test_a_vae_of_ones_own_has_to_scale_alike(config: tk.TrainConfig, checkpoint
         if fits:
             FAMILY.check_checkpoint(other)
             continue
-        with pytest.raises(ModelError, match=r"scales latents by 1.0"):
+        with pytest.raises(ModelError, match=r"scaling_factor 1\.0 instead of"):
             FAMILY.check_checkpoint(other)
+
+
+@pytest.mark.parametrize("folder", ["tokenizer", "tokenizer_2"])
+def test_a_tokenizer_without_its_files_is_refused(
+    config: tk.TrainConfig, checkpoint: Path, tmp_path: Path, folder: str
+) -> None:
+    """Else all captions would become one and the same."""
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    (model / folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="the tokenizer's files are missing or damaged"):
+        FAMILY.load_text_encoder(config.changed(pretrained_model_name_or_path=str(model)), torch.device("cpu"))

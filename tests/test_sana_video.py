@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,10 @@ import torch
 from scipy import stats
 
 import tunerkit as tk
+from tunerkit.errors import ModelError
+from tunerkit.families import checkpoint_files, flow
 from tunerkit.families.base import Batch, RenderRequest
+from tunerkit.families.sana_video import objective
 from tunerkit.training.blocks import BlockRunner
 
 FAMILY = tk.family("sanavideo")
@@ -77,9 +83,12 @@ def test_text_to_video_loss_is_the_formula(loaded: dict[str, Any]) -> None:
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("first_frame", [[True, True, True], [True, False, True]])
-def test_image_to_video_loss_is_the_formula(loaded: dict[str, Any], first_frame: list[bool]) -> None:
+def test_image_to_video_loss_is_the_formula(loaded: dict[str, Any], first_frame: list[bool], masked: bool) -> None:
     batch = make_batch(first_frame)
+    mask = torch.rand(3, 1, 3, 8, 12, generator=torch.Generator().manual_seed(2)) if masked else None
+    batch = dataclasses.replace(batch, loss_mask=mask)
     sigma = torch.tensor([0.9, 0.35, 0.02])
     noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(1))
     loss = FAMILY.loss(loaded["transformer"], batch, sigma=sigma, noise=noise)
@@ -101,7 +110,8 @@ def test_image_to_video_loss_is_the_formula(loaded: dict[str, Any], first_frame:
         )
         prediction = predict64(loaded["transformer"], noisy, one, timestep)
         error = (prediction - (eps - x0)[i : i + 1]) ** 2
-        per_sample.append(error[:, :, start:].mean())
+        weight = np.ones((1, 3, 8, 12)) if mask is None else mask[i].double().numpy()
+        per_sample.append(np.average(error[0, :, start:].mean(0), weights=weight[0, start:]))
 
     assert float(loss) == pytest.approx(np.mean(per_sample), rel=1e-5)
 
@@ -186,7 +196,7 @@ def test_training_forward_is_the_pipelines_own(loaded: dict[str, Any], image_to_
         )
         sigma = seen["timestep"].float().max().reshape(1) / 1000
         with torch.no_grad():
-            ours = FAMILY._predict(transformer, noisy, sigma, FAMILY._given_frames(batch), batch)  # type: ignore[attr-defined]
+            ours = objective.predict(transformer, noisy, batch.text, sigma=sigma, given=flow.given_frames(batch))
         torch.testing.assert_close(ours, predicted, rtol=0, atol=1e-5)
 
 
@@ -328,3 +338,50 @@ def test_full_size_step_at_480p_without_weights() -> None:
     assert loss.dtype == torch.float32
     assert len(trained) == 20 * 2 * 4 * 2
     assert all(p.grad is not None and p.grad.shape == p.shape and p.grad.dtype == torch.float32 for p in trained)
+
+
+def test_a_vae_of_ones_own_has_to_normalise_alike(loaded: dict[str, Any], tmp_path: Path) -> None:
+    config = loaded["config"]
+    base = Path(config.pretrained_model_name_or_path)
+    settings = json.loads((base / "vae" / "config.json").read_text())
+    other = config.changed(pretrained_vae_model_name_or_path=str(tmp_path))
+    (tmp_path / "vae").mkdir()
+
+    def write(**changes: Any) -> None:
+        (tmp_path / "vae" / "config.json").write_text(json.dumps({**settings, **changes}))
+
+    write()
+    FAMILY.check_checkpoint(other)
+    for key in ("latents_mean", "latents_std"):
+        write(**{key: [value + 0.5 for value in settings[key]]})
+        with pytest.raises(
+            ModelError, match=rf"^pretrained_vae_model_name_or_path = .* \({key}\).*leave the setting out"
+        ):
+            FAMILY.check_checkpoint(other)
+
+
+def test_a_base_model_with_a_vae_that_does_not_fit_is_named_itself(loaded: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing is left out by leaving the VAE's setting out: the checkpoint is what is wrong."""
+    base = Path(loaded["config"].pretrained_model_name_or_path)
+    for part, changes in (("transformer", {}), ("vae", {"z_dim": 48})):
+        (tmp_path / part).mkdir()
+        settings = json.loads((base / part / "config.json").read_text())
+        (tmp_path / part / "config.json").write_text(json.dumps({**settings, **changes}))
+    config = tk.TrainConfig(pretrained_model_name_or_path=str(tmp_path))
+    for vae in (None, str(tmp_path)):
+        with pytest.raises(
+            ModelError, match=r"^pretrained_model_name_or_path = .* 48 latent channels.*takes 16\. Fix: d"
+        ):
+            FAMILY.check_checkpoint(config.changed(pretrained_vae_model_name_or_path=vae))
+
+
+@pytest.mark.parametrize(("named", "revision"), [(None, "v1"), ("me/model", "v1"), ("me/vae", None)])
+def test_the_base_models_revision_is_not_that_of_another_vae(named: str | None, revision: str | None) -> None:
+    config = tk.TrainConfig(
+        pretrained_model_name_or_path="me/model", pretrained_vae_model_name_or_path=named, revision="v1"
+    )
+    source = checkpoint_files.vae_source(config)
+    assert (source.model, source.revision) == (named or "me/model", revision)
+    assert source.setting == (
+        "pretrained_vae_model_name_or_path" if revision is None else "pretrained_model_name_or_path"
+    )

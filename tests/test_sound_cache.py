@@ -25,7 +25,7 @@ from tunerkit.data.media import UnreadableMedia
 from tunerkit.data.samples import Sample, Sound
 from tunerkit.errors import TunerkitError
 from tunerkit.families.base import SoundFormat
-from tunerkit.families.sana_video import SanaVideo
+from tunerkit.families.sana_video.family import SanaVideo
 
 MakeConfig = Callable[..., tk.TrainConfig]
 

@@ -75,7 +75,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     family_problems, family_notes = family.check(resolved)
-    problems += family_problems
+    problems += [*_first_frame(resolved, family), *family_problems]
     if problems:
         raise ConfigError(problems)
     return resolved.with_notes([*config.notes, *notes, *family_notes, *_silent(resolved, family)])
@@ -163,13 +163,24 @@ def _filled(config: TrainConfig, family: Family, problems: list[Problem], notes:
         framerate = _framerate(config, problems, notes)
         if framerate is not None:
             filled["framerate"] = framerate
-    for key, value in family.defaults.items():
+    for key, value in family.defaults_for(flavour).items():
         if key not in filled and getattr(config, key) is None:
             filled[key] = value
     datasets = _filled_datasets(config)
     if datasets is not None:
         filled["datasets"] = datasets
     return filled
+
+
+def _first_frame(config: TrainConfig, family: Family) -> Iterator[Problem]:
+    method = config.first_frame_conditioning_method
+    if method not in family.first_frame_methods:
+        yield Problem(
+            "first_frame_conditioning_method",
+            method,
+            f"is unknown to {family.title}",
+            f"use {' or '.join(family.first_frame_methods)}, or leave it out",
+        )
 
 
 def _silent(config: TrainConfig, family: Family) -> Iterator[Note]:

@@ -239,14 +239,14 @@ class _Filling(Job):
                 self._write(sample, *encoded, writer, bar)
 
     def _write(
-        self, sample: Sample, latents: torch.Tensor, fallback: str, writer: WriteBehind, bar: ProgressBar
+        self, sample: Sample, tensors: dict[str, torch.Tensor], fallback: str, writer: WriteBehind, bar: ProgressBar
     ) -> None:
         place = self._clip_place(sample)
 
         def write() -> None:
-            self.cache.put_latents(sample, latents, fallback=fallback)
+            self.cache.put_latents(sample, fallback=fallback, **tensors)
             self.claims.release(*place)
-            self._write_mask(sample, latents.shape)
+            self._write_mask(sample, tensors["latents"].shape)
 
         def outcome(error: Exception | None) -> None:
             good = len(self._sharing[place])

@@ -91,17 +91,17 @@ class LatentEncoder:
         self._vae = None
         free_memory()
 
-    def encode(self, clips: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, str] | EncodingError]:
+    def encode(self, clips: Sequence[torch.Tensor]) -> list[tuple[dict[str, torch.Tensor], str] | EncodingError]:
         """Encode clips of one shape.
 
         Args:
             clips: uint8 `[T, H, W, 3]` each, on the CPU.
 
         Returns:
-            For each clip its clean normalised latents, float32 `[C, t, h, w]` on the CPU, and the fallback that made
-            them ("" = the configured way), or why there are none.
+            For each clip its clean normalised latents, float32 on the CPU, as `Cache.clip` has them, and the fallback
+            that made them ("" = the configured way), or why there are none.
         """
-        results: list[tuple[torch.Tensor, str] | EncodingError] = []
+        results: list[tuple[dict[str, torch.Tensor], str] | EncodingError] = []
         while len(results) < len(clips):
             way = self._way(clips[0].numel(), len(clips) - len(results))
             if way is None:
@@ -110,18 +110,18 @@ class LatentEncoder:
             rung, count = way
             part = clips[len(results) : len(results) + count]
             try:
-                latents = self._encode_at(rung, part)
+                encoded = self._encode_at(rung, part)
             except ModelError:  # no clip is at fault
                 raise
             except Exception as error:  # whatever one clip makes of the VAE must not end the job
                 if not is_out_of_memory(error):
                     results += [_failure(error)] if count == 1 else [self.encode([clip])[0] for clip in part]
                     continue
-                latents = None
-            if latents is None:
+                encoded = None
+            if encoded is None:
                 self._remember(rung, part)  # outside of the handler: the error keeps the tensors alive
             else:
-                results += [(latent, self._rungs[rung]) for latent in latents]
+                results += [(tensors, self._rungs[rung]) for tensors in encoded]
         return results
 
     def _way(self, pixels: int, clips: int) -> tuple[int, int] | None:
@@ -135,7 +135,7 @@ class LatentEncoder:
                 return rung, count
         return None
 
-    def _encode_at(self, rung: int, clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _encode_at(self, rung: int, clips: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         import torch
 
         vae = self._at(rung)
@@ -144,7 +144,11 @@ class LatentEncoder:
         scaled = pixels.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
         scaled.div_(127.5).sub_(1.0)
         del pixels
-        return self._family.encode_latents(vae, scaled).float().cpu()
+        taken = {"latents": scaled}
+        if self._family.encodes_first_frame:  # image to video or not: little more, and it may be switched on later
+            taken["first_frame"] = scaled[:, :, :1]
+        made = {key: self._family.encode_latents(vae, part).float().cpu() for key, part in taken.items()}
+        return [{key: latents[place] for key, latents in made.items()} for place in range(len(clips))]
 
     def _at(self, rung: int) -> Any:
         """The VAE, brought to `rung`."""

@@ -31,6 +31,7 @@ class Cache:
 
     def __init__(self, config: TrainConfig, family: Family) -> None:
         self.namer = EntryNamer(config, family)
+        self._needed = ("latents", "first_frame") if family.encodes_first_frame else ("latents",)
         self.unwritable: set[Path] = set()
         compress = config.compress_disk_cache
         self.text_store = Store(config.text_cache_dir, compress=compress)
@@ -57,12 +58,30 @@ class Cache:
         ]
 
     def latents(self, sample: Sample) -> torch.Tensor:
-        """Clean normalised latents, float32 `[C, T, H, W]`. Raises CacheEntryError."""
-        name = self._latents_name(sample) or self.namer.latents(sample)
-        return self.latent_stores[sample.dataset].get(name)["latents"]
+        """Clean normalised latents, float32 `[C, t, h, w]`. Raises CacheEntryError."""
+        return self.clip(sample)["latents"]
 
-    def put_latents(self, sample: Sample, latents: torch.Tensor, fallback: str = "") -> None:
-        """Write the latents of a sample; `fallback` says how memory was saved, see `FALLBACKS`.
+    def clip(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """All that the VAE made of a sample: "latents", and "first_frame" where the family encodes that one alone too.
+
+        Returns:
+            Clean normalised latents, float32: `[C, t, h, w]`, and of the first frame `[C, 1, h, w]`.
+
+        Raises:
+            CacheEntryError: the entry is gone, damaged or incomplete; a damaged or incomplete one is removed.
+        """
+        name = self._latents_name(sample) or self.namer.latents(sample)
+        return self.latent_stores[sample.dataset].get(name, self._needed)
+
+    def put_latents(
+        self, sample: Sample, latents: torch.Tensor, fallback: str = "", first_frame: torch.Tensor | None = None
+    ) -> None:
+        """Write the latents of a sample.
+
+        Args:
+            latents: `[C, t, h, w]`.
+            fallback: how memory was saved, see `FALLBACKS`.
+            first_frame: latents of the first frame alone, `[C, 1, h, w]`, where the family encodes it.
 
         Raises:
             NonFiniteEntryError: there are NaN or infinite values.
@@ -71,7 +90,8 @@ class Cache:
         facts = {"file": sample.file.name, "bucket": sample.bucket, "frames": sample.frame_indices}
         if fallback:
             facts["fallback"] = fallback
-        self.latent_stores[sample.dataset].put(self.namer.latents(sample, fallback), {"latents": latents}, facts)
+        tensors = {"latents": latents} if first_frame is None else {"latents": latents, "first_frame": first_frame}
+        self.latent_stores[sample.dataset].put(self.namer.latents(sample, fallback), tensors, facts)
 
     def _latents_names(self, sample: Sample) -> Iterator[str]:
         """The names that latents of a sample can have, the configured one first."""

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tunerkit")
 
 
-def rebuild_latents(config: TrainConfig, family: Family, cache: Cache, sample: Sample) -> torch.Tensor:
+def rebuild_latents(config: TrainConfig, family: Family, cache: Cache, sample: Sample) -> dict[str, torch.Tensor]:
     """Encode a sample again and cache it; the VAE is loaded for it, on the CPU if the device has no room, and freed.
 
     Returns:
-        Clean normalised latents, float32 `[C, t, h, w]` on the CPU.
+        Clean normalised latents, float32 on the CPU, as `Cache.clip` has them.
 
     Raises:
         TunerkitError: the clip is gone, was changed since the run began or cannot be encoded.
@@ -72,11 +72,10 @@ def rebuild_latents(config: TrainConfig, family: Family, cache: Cache, sample: S
         encoder.close()
     if isinstance(encoded, EncodingError):
         _give_up(sample, str(encoded), encoded)
-    latents, fallback = encoded
-    name = cache.namer.latents(sample)
-    with _held_if_not_written(cache, store, name, {"latents": latents}):
-        cache.put_latents(sample, latents, fallback=fallback)
-    return latents
+    tensors, fallback = encoded
+    with _held_if_not_written(cache, store, cache.namer.latents(sample), tensors):
+        cache.put_latents(sample, fallback=fallback, **tensors)
+    return tensors
 
 
 def rebuild_mask(family: Family, cache: Cache, sample: Sample, latents: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -129,11 +129,12 @@ class Store:
             self._kept.clear()
         self._kept[name] = dict(tensors)
 
-    def get(self, name: str) -> dict[str, torch.Tensor]:
-        """Read an entry.
+    def get(self, name: str, needed: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+        """Read an entry that holds at least the tensors `needed`.
 
         Raises:
-            CacheEntryError: the file is gone, or not what was written; then it is removed if possible, to be made anew.
+            CacheEntryError: the file is gone, or not what was written, or incomplete; then it is removed if possible,
+                to be made anew.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -146,7 +147,11 @@ class Store:
                 data = _decompressed(data)
             if not _is_sealed(data):
                 raise ValueError("its checksum does not match")
-            return load(data)
+            tensors = load(data)
+            missing = [key for key in needed if key not in tensors]
+            if missing:
+                raise ValueError(f"it holds no {' and no '.join(missing)}")
+            return tensors
         except (SafetensorError, ValueError, KeyError, MemoryError) as error:
             self._forget(name)
             raise CacheEntryError(

@@ -134,12 +134,12 @@ def rules_of(dataset: DatasetConfig, config: TrainConfig, family: Family) -> Rul
         ),
         size=size,
         captions=captions,
-        multiple=family.size_multiple,
+        multiple=family.multiple(config),
         legal_frames=family.legal_frames,
         model_sizes=sizes,
         target_fps=float(dataset.video.frame_rate or config.framerate or family.framerate),
         repeats=0 if dataset.dataset_type == "eval" else dataset.repeats,
-        is_i2v=dataset.video.is_i2v,
+        is_i2v=dataset.video.is_i2v or family.image_to_video(config),
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunerkit.demo.wan_vae import LATENT_CHANNELS
+from tunerkit.families.kandinsky5.family import FAMILY
+from tunerkit.families.kandinsky5.flavours import is_image_to_video, is_sparse
 from tunerkit.files import read_json, write_json
 
 AXES = (8, 8, 8)
@@ -29,18 +31,18 @@ SETTINGS: dict[str, Any] = {
     "validation_resolution": "96x64",
     "validation_num_video_frames": 17,
 }
-"""What config.json says of this family only; sizes are multiples of 16 (of 128 with sparse attention), frames 4k + 1.
-With fewer than 17 frames, the stock image-to-video pipeline renders nothing but NaN."""
+"""Of config.json. Sizes are multiples of 16, frames 4k + 1. From fewer than 17, the stock image-to-video pipeline
+makes nothing but NaN."""
+
+SPARSE_SIZES: tuple[dict[str, Any], dict[str, Any]] = ({"validation_resolution": "256x128"}, {"resolution": 128})
+"""Of config.json and of the dataset, where attention is sparse: multiples of 128."""
 
 FRAMES = 17
 """Frames of a training sample: two thirds of a second at 24 fps."""
 
-DATASET: dict[str, Any] = {}
-"""What the dataset says of this family only."""
-
 _COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
 
-_SPARSE: dict[str, Any] = {
+SPARSE: dict[str, Any] = {
     "attention_type": "nabla",
     "attention_P": 0.9,
     "attention_wT": 11,
@@ -63,13 +65,17 @@ _PIXELS: dict[str, Any] = {
 """How Qwen2.5-VL's processor prepares pictures. The pipelines show it none, but load these files."""
 
 
+def documents(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and the dataset say of this family only."""
+    of_config, of_dataset = SPARSE_SIZES if variant(settings)["sparse"] else ({}, {})
+    return {**SETTINGS, **of_config}, of_dataset
+
+
 def variant(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json decides about `build`: the `model_flavour` says what is rendered, and how tokens attend."""
-    flavour = str(settings.get("model_flavour"))
-    return {
-        "image_to_video": flavour.startswith("i2v-"),
-        "sparse": "-10s" in flavour or flavour.endswith("-hd"),
-    }
+    given = str(settings.get("model_flavour", SETTINGS["model_flavour"]))
+    flavour = FAMILY.flavour(given) or given  # an unknown one is refused when the project is used
+    return {"image_to_video": is_image_to_video(flavour), "sparse": is_sparse(flavour)}
 
 
 def build(folder: Path, corpus: Iterable[str], image_to_video: bool = False, sparse: bool = False) -> None:
@@ -191,7 +197,7 @@ def _transformer(sparse: bool) -> Any:  # Kandinsky5Transformer3DModel
         num_visual_blocks=2,
         axes_dims=AXES,
         visual_cond=True,
-        **(_SPARSE if sparse else {}),
+        **(SPARSE if sparse else {}),
     )
     _open_gates(transformer)
     _write_input_to_output(transformer)

@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "validation_resolution": "192x128",
     "validation_num_video_frames": 25,
 }
-"""What config.json says of this family only; sizes are multiples of 32, frames 8k + 1."""
+"""Of config.json. Sizes are multiples of 32, frames 8k + 1."""
 
 FRAMES = 25
 """Frames of a training sample: a little over a second at 24 fps."""
@@ -39,7 +39,11 @@ DATASET: dict[str, Any] = {
     "resolution": 128,
     "audio": {"auto_split": True, "sample_rate": 16000, "channels": 2},
 }
-"""What the dataset says of this family only."""
+
+
+def documents(_settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and the dataset say of this family only."""
+    return SETTINGS, DATASET
 
 
 def variant(settings: Mapping[str, Any]) -> dict[str, Any]:

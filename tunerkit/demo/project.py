@@ -31,10 +31,10 @@ log = logging.getLogger("tunerkit")
 class DemoFamily:
     """Where a family's tiny checkpoint is made.
 
-    `module` is imported when it is needed and has `SETTINGS`, what config.json says of this family only, `DATASET`,
-    what the dataset says of it only, `FRAMES`, those of a training sample, `variant(settings)`, arguments of `build`
-    that follow from config.json, and `build(folder, corpus, **variant)`, which writes the hub layout from torch's
-    global generator.
+    `module` is imported when it is needed and has `documents(settings)`, what config.json and the dataset say of this
+    family only, `FRAMES`, those of a training sample, `variant(settings)`, arguments of `build`, and
+    `build(folder, corpus, **variant)`, which writes the hub layout from torch's global generator. `settings` are those
+    that the caller sets otherwise, or all of config.json.
     """
 
     module: str
@@ -46,6 +46,7 @@ class DemoFamily:
 _FAMILIES: Mapping[str, DemoFamily] = {
     "sanavideo": DemoFamily("tunerkit.demo.sana_video"),
     "ltxvideo2": DemoFamily("tunerkit.demo.ltx2"),
+    "kandinsky5-video": DemoFamily("tunerkit.demo.kandinsky5"),
 }
 
 _PROMPTS: Mapping[str, Mapping[str, str]] = {
@@ -103,11 +104,12 @@ def create(directory: str | os.PathLike[str], family: str = "sanavideo", clips: 
         )
     details = _FAMILIES[family].load()
     (_, prompt), *library = _PROMPTS[source].items()
-    config = _plain_json({**_config(family, prompt, details.SETTINGS), **settings})
+    of_config, of_dataset = details.documents(settings)
+    config = _plain_json({**_config(family, prompt, of_config), **settings})
     variant = details.variant(config)
     documents = {
         "config.json": config,
-        "multidatabackend.json": _datasets(details.FRAMES, details.DATASET),
+        "multidatabackend.json": _datasets(details.FRAMES, of_dataset),
         "user_prompt_library.json": dict(library),
         "README.txt": _README.format(clips=CREDITS if source == "real" else DRAWN_NOTICE),
     }

@@ -22,13 +22,15 @@ SETTINGS: dict[str, Any] = {
     "validation_resolution": "96x64",
     "validation_num_video_frames": 17,
 }
-"""What config.json says of this family only; sizes are multiples of 32, frames 4k + 1."""
+"""Of config.json. Sizes are multiples of 32, frames 4k + 1."""
 
 FRAMES = 17
 """Frames of a training sample: a little over a second at 16 fps."""
 
-DATASET: dict[str, Any] = {}
-"""What the dataset says of this family only."""
+
+def documents(_settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and the dataset say of this family only."""
+    return SETTINGS, {}
 
 
 def variant(_settings: Mapping[str, Any]) -> dict[str, Any]:

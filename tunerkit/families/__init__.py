@@ -14,7 +14,11 @@ from tunerkit.families.base import Batch, Family, Flavour
 __all__ = ["Batch", "Family", "Flavour", "get", "names"]
 
 # Module that holds each family; the class in it is found by `Family.name`.
-_MODULES = ("tunerkit.families.sana_video", "tunerkit.families.ltx2.family")
+_MODULES = (
+    "tunerkit.families.sana_video.family",
+    "tunerkit.families.ltx2.family",
+    "tunerkit.families.kandinsky5.family",
+)
 
 
 @cache

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TextKind = Literal["positive", "negative"]
 Component = Literal["text", "vae", "audio_vae", "transformer"]
+FirstFrameMethod = Literal["in_place", "channels"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ class Batch:
         latents: clean normalised latents, float32 `[B, C, T, H, W]`.
         text: the family's cached text tensors, batched on dim 0 (for example `prompt_embeds` `[B, L, D]`).
         fps: frames per second of each sample, float32 `[B]`.
-        first_frame: bool `[B]`; True where the first latent frame is given clean (image to video). None = nowhere.
+        first_frame: bool `[B]`; True where the first frame is given (image to video). None = nowhere.
+        image: latents of the first frame encoded alone, as when a video is made from an image, float32
+            `[B, C, 1, H, W]`. None = the first latent frame, where both are the same.
+        first_frame_method: how a first frame is given; see the setting `first_frame_conditioning_method`.
         loss_mask: weights in [0, 1] on the latent grid, `[B, 1, T, H, W]`. None = every position counts.
         audio: the clips' sound, of equal length in a batch. None = the batch is trained without sound.
         names: file name of each sample, for messages.
@@ -93,6 +97,8 @@ class Batch:
     text: Mapping[str, torch.Tensor]
     fps: torch.Tensor
     first_frame: torch.Tensor | None = None
+    image: torch.Tensor | None = None
+    first_frame_method: FirstFrameMethod = "in_place"
     loss_mask: torch.Tensor | None = None
     audio: Audio | None = None
     names: tuple[str, ...] = ()
@@ -109,6 +115,7 @@ class Batch:
             text={key: value.to(device, non_blocking=True) for key, value in self.text.items()},
             fps=self.fps.to(device, non_blocking=True),
             first_frame=move(self.first_frame),
+            image=move(self.image),
             loss_mask=move(self.loss_mask),
             audio=None if self.audio is None else self.audio.to(device),
         )
@@ -172,12 +179,12 @@ class Family(ABC):
     flavours: ClassVar[Mapping[str, Flavour]]
     default_flavour: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
-    """Settings that depend on the model, filled in where the user left them unset."""
+    """Settings that depend on the model, filled in where the user left them unset; see `defaults_for`."""
     framerate: ClassVar[float]
     """Frames per second the model was trained at."""
     temporal_compression: ClassVar[int]
     size_multiple: ClassVar[int]
-    """Pixel width and height must be multiples of this."""
+    """Pixel width and height must be multiples of this; see `multiple`."""
     subfolders: ClassVar[Mapping[Component, tuple[str, ...]]]
     """Sub-folders of a checkpoint that each component is made of."""
     sound: ClassVar[SoundFormat | None] = None
@@ -187,10 +194,30 @@ class Family(ABC):
     those before: "tiled" (the picture in overlapping tiles), "chunked" (the clip in pieces of time; only for VAEs
     that do not work so anyway). They change the latents a little, so they are part of a cache entry's name."""
 
+    first_frame_methods: ClassVar[tuple[FirstFrameMethod, ...]] = ("in_place",)
+    """Ways to give the first frame that the model can learn; the one of the released pipelines first."""
+    latent_formula: ClassVar[str]
+    """How a latent follows from the mode of the VAE's posterior; part of a cache entry's name."""
+    encodes_first_frame: ClassVar[bool] = False
+    """Whether the first frame of a clip alone has other latents than within the clip, so that image to video, which has
+    nothing but the image when a video is made, is trained from the latents of the image alone."""
+
     def flavour(self, name: str) -> str | None:
         """The name of the flavour that is called `name` or has it as an alias; None if there is none."""
         wanted = name.strip().lower()
         return next((key for key, one in self.flavours.items() if wanted == key or wanted in one.aliases), None)
+
+    def defaults_for(self, flavour: str) -> Mapping[str, Any]:
+        """The `defaults` of one flavour, by its name in `flavours`."""
+        return self.defaults
+
+    def multiple(self, config: TrainConfig) -> int:
+        """What pixel width and height must be multiples of under these settings."""
+        return self.size_multiple
+
+    def image_to_video(self, config: TrainConfig) -> bool:
+        """Whether the checkpoint makes videos from a first frame only, so that every clip is trained so."""
+        return False
 
     def legal_frames(self, count: int) -> int:
         """The largest frame count of the form `k * temporal_compression + 1` that is not above `count` (at least 1)."""
@@ -222,13 +249,10 @@ class Family(ABC):
         Raises:
             ModelError: the files are missing or cannot be reached.
         """
-        from tunerkit.families.checkpoint_files import component_identity
+        from tunerkit.families.checkpoint_files import base_source, component_identity, vae_source
 
-        model = str(config.pretrained_model_name_or_path)
-        named = config.pretrained_vae_model_name_or_path if component == "vae" else None
-        source = str(named or model)
-        revision = config.revision if source == model else None
-        return component_identity(source, self.subfolders[component], revision)
+        source = vae_source(config) if component == "vae" else base_source(config)
+        return component_identity(source.model, self.subfolders[component], source.revision, source.setting)
 
     # Text ------------------------------------------------------------------------------------------------------
 
@@ -246,11 +270,23 @@ class Family(ABC):
     ) -> list[dict[str, torch.Tensor]]:
         """Text tensors of each text, on the CPU, without a batch dimension."""
 
+    def collate_text(self, texts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The text tensors of a batch, from those of each of its samples."""
+        import torch
+
+        return {key: torch.stack([text[key] for text in texts]) for key in texts[0]}
+
     # Latents ---------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def vae_recipe(self, config: TrainConfig) -> dict[str, Any]:
         """Everything, beside the VAE's weights and the pixels, that shapes a cached latent."""
+        return {
+            "recipe": 1,
+            "dtype": config.vae_dtype,
+            "tiling": config.vae_enable_tiling,
+            "normalised": self.latent_formula,
+            **({"first_frame": "also alone"} if self.encodes_first_frame else {}),
+        }
 
     @abstractmethod
     def load_vae(self, config: TrainConfig, device: torch.device) -> Any:
@@ -269,6 +305,21 @@ class Family(ABC):
         if config.vae_enable_slicing:
             vae.enable_slicing()
         return vae.to(device).eval()
+
+    def _mode(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """What the VAE holds most likely, float32 `[B, C, t, h, w]`, of pixels `[B, 3, T, H, W]` in [-1, 1].
+
+        Raises:
+            ValueError: no legal number of frames; some VAEs would drop the last ones without a word.
+        """
+        import torch
+
+        frames = pixels.shape[2]
+        if self.legal_frames(frames) != frames:
+            step = self.temporal_compression
+            raise ValueError(f"{frames} frames: {self.title} needs {step}k + 1 (1, {step + 1}, {2 * step + 1}, ...)")
+        with torch.no_grad():
+            return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
 
     def save_vae_memory(self, vae: Any, how: str) -> None:
         """Make `vae` encode in less memory from now on, the way `how` of `vae_fallbacks`.

@@ -1,4 +1,4 @@
-"""The small files of a base model's checkpoint, read without loading any weight.
+"""The files of a base model's checkpoint: where the settings say they are, whether they fit, and how they are loaded.
 
 A checkpoint is a local folder in diffusers layout or a hub repository; both are read through the same calls.
 """
@@ -7,15 +7,67 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunerkit.errors import ModelError
 
+if TYPE_CHECKING:
+    import torch
+
+    from tunerkit.config.settings import TrainConfig
+
+MODEL, VAE = "pretrained_model_name_or_path", "pretrained_vae_model_name_or_path"
+
 _EDGE = 1 << 20  # bytes hashed at each end of a large weight file
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a component comes from.
+
+    Attributes:
+        model: local folder or hub id.
+        setting: name of the setting that says so, for messages.
+        revision: hub revision.
+    """
+
+    model: str
+    setting: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class VaeKind:
+    """The VAE that a family's transformer was trained with.
+
+    Attributes:
+        class_name: its diffusers class.
+        title: as people call it.
+        channels: key of its configuration that holds the number of latent channels.
+        normalisation: keys of its configuration that say how latents are normalised.
+    """
+
+    class_name: str
+    title: str
+    channels: str
+    normalisation: tuple[str, ...]
+
+
+def base_source(config: TrainConfig) -> Source:
+    """The base model that the settings name."""
+    return Source(str(config.pretrained_model_name_or_path), MODEL, config.revision)
+
+
+def vae_source(config: TrainConfig) -> Source:
+    """The VAE that the settings name, or the base model's own. `revision` is the base model's, so no other VAE's."""
+    base = base_source(config)
+    named = config.pretrained_vae_model_name_or_path
+    return base if named in (None, base.model) else Source(str(named), VAE, None)
 
 
 def component_config(model: str, subfolder: str, setting: str, revision: str | None = None) -> dict[str, Any]:
@@ -64,6 +116,113 @@ def load_component(loader: Any, model: str, setting: str, what: str, **arguments
             "the checkpoint again"
         )
     return loaded
+
+
+def load_transformer(loader: Any, config: TrainConfig, dtype: torch.dtype, **arguments: Any) -> Any:
+    """The base model's transformer on the CPU; `arguments` replace values of its configuration."""
+    source = base_source(config)
+    return load_component(
+        loader,
+        source.model,
+        source.setting,
+        "transformer",
+        subfolder="transformer",
+        revision=source.revision,
+        variant=config.variant,
+        dtype=dtype,
+        **arguments,
+    )
+
+
+def load_vae(loader: Any, config: TrainConfig, dtype: torch.dtype) -> Any:
+    """The VAE that the settings name, or the base model's own, on the CPU."""
+    source = vae_source(config)
+    return load_component(
+        loader, source.model, source.setting, "VAE", subfolder="vae", revision=source.revision, dtype=dtype
+    )
+
+
+def transformer_config(config: TrainConfig, class_name: str, instead: str) -> dict[str, Any]:
+    """Configuration of the base model's transformer, which has to be a `class_name`; see `require_class`."""
+    source = base_source(config)
+    found = component_config(source.model, "transformer", source.setting, source.revision)
+    require_class(found, class_name, source.model, instead)
+    return found
+
+
+def require_class(found: Mapping[str, Any], class_name: str, model: str, instead: str) -> None:
+    """A component of a base model has to be of a family's class.
+
+    Args:
+        found: the component's configuration.
+        class_name: the family's class.
+        model: local folder or hub id.
+        instead: a checkpoint of the family.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if found.get("_class_name") != class_name:
+        raise ModelError(
+            f"{MODEL} = {model!r} holds a {found.get('_class_name')}, not a {class_name}. Fix: set model_family to the "
+            f"family of that checkpoint, or use {instead}"
+        )
+
+
+def check_vae(config: TrainConfig, kind: VaeKind, *, channels: Any, needed_by: str) -> None:
+    """The VAE has to make what the transformer was trained on.
+
+    Args:
+        kind: the VAE that the transformer was trained with.
+        channels: latent channels that the transformer takes.
+        needed_by: the family, as people call it.
+
+    Raises:
+        ModelError: it is of another class, makes other channels or, where it is not the base model's own, normalises
+            latents differently.
+    """
+    base, source = base_source(config), vae_source(config)
+    vae = component_config(source.model, "vae", source.setting, source.revision)
+    named = f"{source.setting} = {source.model!r}"
+    fix = "Fix: download the checkpoint again"
+    if source != base:
+        fix = "Fix: leave the setting out to use the base model's own VAE"
+    if vae.get("_class_name") != kind.class_name:
+        raise ModelError(
+            f"{named} holds a {vae.get('_class_name')}; {needed_by} needs the {kind.title} ({kind.class_name}). {fix}"
+        )
+    if vae.get(kind.channels) != channels:
+        raise ModelError(
+            f"{named} makes {vae.get(kind.channels)} latent channels, the transformer of {base.model!r} takes "
+            f"{channels}. {fix}"
+        )
+    if source == base:
+        return
+    own = component_config(base.model, "vae", base.setting, base.revision)
+    for key in kind.normalisation:
+        if vae.get(key) != own.get(key):
+            values = "" if isinstance(vae.get(key), list) else f" {vae.get(key)} instead of {own.get(key)}"
+            raise ModelError(
+                f"{named} normalises latents differently from the base model's VAE ({key}{values}), so the transformer "
+                f"would see wrong inputs. {fix}"
+            )
+
+
+def check_tokenizer(tokenizer: Any, encoder: Any, source: Source) -> None:
+    """Refuse a tokenizer without its vocabulary: transformers makes one of a few words, and all captions become equal.
+
+    Args:
+        tokenizer: as loaded.
+        encoder: the text encoder that takes its tokens.
+
+    Raises:
+        ModelError: it knows less than half of the encoder's tokens.
+    """
+    if 2 * len(tokenizer) < encoder.config.get_text_config().vocab_size:
+        raise ModelError(
+            f"{source.setting} = {source.model!r}: the tokenizer's files are missing or damaged ({len(tokenizer)} "
+            "tokens are known). Fix: name a folder that holds tokenizer.json, or download it again"
+        )
 
 
 @contextmanager
@@ -153,7 +312,7 @@ def component_identity(
     model: str,
     subfolders: tuple[str, ...],
     revision: str | None = None,
-    setting: str = "pretrained_model_name_or_path",
+    setting: str = MODEL,
 ) -> dict[str, Any]:
     """What names the weights of some components for a cache key: equal weights give equal identities.
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 
 @contextmanager
 def any_precision(vae: Any) -> Iterator[None]:
@@ -16,3 +18,8 @@ def any_precision(vae: Any) -> Iterator[None]:
         yield
     finally:
         del vae.encode
+
+
+def as_bytes(frames: Any) -> np.ndarray:
+    """Frames in [0, 1] as uint8, of the same shape."""
+    return (np.asarray(frames) * 255.0).round().clip(0, 255).astype(np.uint8)

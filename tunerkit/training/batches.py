@@ -84,6 +84,7 @@ class BatchSource:
         self.plan = batch_plan(config, samples)
         self._config, self._family, self.cache, self.samples = config, family, cache, samples
         self._texts: dict[tuple[str, TextKind], dict[str, torch.Tensor]] = {}
+        self._text_bytes = 0
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tunerkit-batches")
         self._next: tuple[int, Future[Drawn]] | None = None
 
@@ -103,13 +104,16 @@ class BatchSource:
         """Read batch `number` and make its draws: caption, dropout, first-frame conditioning, sigma, noise."""
         draw = self.plan.draw(number)
         samples = [self.samples[index] for index in draw.indices]
-        latents = torch.stack([self._latents(sample) for sample in samples])
-        texts = [self._text(sample, number, place) for place, sample in enumerate(samples)]
+        clips = [self._clip(sample) for sample in samples]
+        latents = torch.stack([clip["latents"] for clip in clips])
+        first_frame = self._first_frame(samples, number)
         batch = Batch(
             latents=latents,
-            text={key: torch.stack([text[key] for text in texts]) for key in texts[0]},
+            text=self._family.collate_text([self._text(sample, number, at) for at, sample in enumerate(samples)]),
             fps=torch.tensor([sample.fps for sample in samples]),
-            first_frame=self._first_frame(samples, number),
+            first_frame=first_frame,
+            image=self._image(clips, first_frame),
+            first_frame_method=self._config.first_frame_conditioning_method,
             loss_mask=self._mask(samples, number, latents),
             audio=self._audio(samples, number),
             names=tuple(sample.name for sample in samples),
@@ -126,24 +130,33 @@ class BatchSource:
 
     def single(self, sample: Sample) -> Batch:
         """A batch of one sample without any draw: its first caption, mask, sound, and first frame if it is I2V."""
-        text = self._cached_text(sample.captions[0], "positive")
-        latents = self._latents(sample)
+        clip = self._clip(sample)
+        first_frame = torch.tensor([True]) if sample.is_i2v else None
         return Batch(
-            latents=latents[None],
-            text={key: value[None] for key, value in text.items()},
+            latents=clip["latents"][None],
+            text=self._family.collate_text([self._cached_text(sample.captions[0], "positive")]),
             fps=torch.tensor([sample.fps]),
-            first_frame=torch.tensor([True]) if sample.is_i2v else None,
-            loss_mask=None if sample.mask is None else self._weights(sample, latents)[None],
+            first_frame=first_frame,
+            image=self._image([clip], first_frame),
+            first_frame_method=self._config.first_frame_conditioning_method,
+            loss_mask=None if sample.mask is None else self._weights(sample, clip["latents"])[None],
             audio=self._audio([sample], None),
             names=(sample.name,),
         )
 
-    def _latents(self, sample: Sample) -> torch.Tensor:
+    def _clip(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Latents of a sample, and of its first frame alone where the family encodes it; see `Cache.clip`."""
         try:
-            return self.cache.latents(sample)
+            return self.cache.clip(sample)
         except CacheEntryError as damage:
             with _explained(damage):
                 return rebuild_latents(self._config, self._family, self.cache, sample)
+
+    def _image(self, clips: Sequence[dict[str, torch.Tensor]], given: torch.Tensor | None) -> torch.Tensor | None:
+        """Latents of the first frames alone `[B, C, 1, H, W]`, where they are needed: `given` says of which samples."""
+        if not self._family.encodes_first_frame or given is None:
+            return None
+        return torch.stack([clip["first_frame"] for clip in clips])
 
     def _audio(self, samples: Sequence[Sample], number: int | None) -> Audio | None:
         """The sound of a batch; without a batch number, none of it is given clean."""
@@ -200,13 +213,15 @@ class BatchSource:
 
     def _cached_text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
         """Text entries stay in memory while there is room: they are read again in every epoch."""
-        if (text, kind) not in self._texts:
+        tensors = self._texts.get((text, kind))
+        if tensors is None:
             tensors = self._read_text(text, kind)
             size = sum(tensor.nbytes for tensor in tensors.values())
-            if self._texts and size * (len(self._texts) + 1) > TEXT_BYTES:  # all entries are of one size
-                self._texts.clear()
+            if self._text_bytes + size > TEXT_BYTES:
+                self._texts, self._text_bytes = {}, 0
             self._texts[text, kind] = tensors
-        return self._texts[text, kind]
+            self._text_bytes += size
+        return tensors
 
     def _read_text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
         try:
@@ -216,13 +231,12 @@ class BatchSource:
                 return rebuild_text(self._config, self._family, self.cache, text, kind)
 
     def _first_frame(self, samples: Sequence[Sample], number: int) -> torch.Tensor | None:
-        """Which samples are conditioned on their own first frame: those of image-to-video datasets, by chance."""
-        if not any(sample.is_i2v for sample in samples):
-            return None
+        """Which samples are conditioned on their own first frame: image to video, by chance. None = none of them."""
         chance = torch.rand(len(samples), generator=generator(self._config.seed, "first frame", number))
         eligible = torch.tensor([sample.is_i2v for sample in samples])
         probability = self._config.first_frame_conditioning_probability
-        return eligible & (chance < (1.0 if probability is None else probability))
+        given = eligible & (chance < (1.0 if probability is None else probability))
+        return given if bool(given.any()) else None
 
 
 def _noise_like(audio: Audio | None, source: torch.Generator) -> torch.Tensor | None:

@@ -75,7 +75,7 @@ class Fingerprint:
                 "samples": {"clips": len(samples), "content": digest.hexdigest()},
                 "learning_rate": _rate_facts(config),
                 "precision": config.mixed_precision,
-                "conditioning": [config.caption_dropout_probability, config.first_frame_conditioning_probability],
+                "conditioning": _conditioning_facts(config),
                 "sound": _sound_facts(config),
                 "noise_levels": [config.flow_schedule_shift, config.flow_schedule_auto_shift],
                 "clipping": [config.max_grad_norm, config.grad_clip_method],
@@ -103,6 +103,14 @@ class Fingerprint:
             for key in _SHOULD_MATCH
             if saved.get(key) != self.facts[key]
         ]
+
+
+def _conditioning_facts(config: TrainConfig) -> list[Any]:
+    """What a sample is trained with beside its caption; the usual way to give a first frame is not named, as it was
+    not before there was another."""
+    method = config.first_frame_conditioning_method
+    named = [] if method == "in_place" else [method]
+    return [config.caption_dropout_probability, config.first_frame_conditioning_probability, *named]
 
 
 def _sound_facts(config: TrainConfig) -> list[Any] | None:

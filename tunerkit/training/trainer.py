@@ -137,17 +137,18 @@ class Trainer:
         from tunerkit.validation.render import Renderer
 
         config, device = self.config, run_device(self.config)
+        cache = Cache(config, self.family)
+        # First: what is wrong with its inputs is known before a large model is loaded.
+        renderer = Renderer(config, self.family, cache, device, folder.path / "validation", evaluated or samples)
         transformer = self.family.load_transformer(config, model_dtype(config))
         engine = Engine(config, self.family, transformer, device, processes.num_processes)
         if config.init_lora:
             from tunerkit.training.export import read_lora
 
             read_lora(engine, config.init_lora)
-        cache = Cache(config, self.family)
         source = BatchSource(config, self.family, cache, samples)
         for remark in source.plan.remarks:
             logger.warning("%s", remark)
-        renderer = Renderer(config, self.family, cache, device, folder.path / "validation", evaluated or samples)
         if any(sample.is_i2v for sample in samples) and renderer.prompts and not renderer.has_images:
             logger.warning(
                 "image to video is trained (video.is_i2v), but every validation prompt renders text to video: give "

@@ -60,22 +60,15 @@ def add_adapter(transformer: Any, family: Family, config: TrainConfig) -> None:
 
 def _check_targets(transformer: Any, targets: list[str], rank: int) -> None:
     found = {
-        target: [
-            module for name, module in transformer.named_modules() if name == target or name.endswith(f".{target}")
-        ]
+        target: {
+            name: module
+            for name, module in transformer.named_modules()
+            if name == target or name.endswith(f".{target}")
+        }
         for target in targets
     }
-    problems = [
-        Problem(
-            "peft_lora_target_modules",
-            target,
-            "matches no module of the transformer",
-            "use names such as to_q, to_k, to_v, to_out.0, or leave the setting out",
-        )
-        for target, modules in found.items()
-        if not modules
-    ]
-    widths = [min(m.weight.shape[:2]) for ms in found.values() for m in ms if hasattr(m, "weight")]
+    problems = [problem for target, modules in found.items() if (problem := _target_problem(target, modules))]
+    widths = [min(m.weight.shape[:2]) for ms in found.values() for m in ms.values() if hasattr(m, "weight")]
     if widths and rank > min(widths):
         problems.append(
             Problem(
@@ -87,6 +80,28 @@ def _check_targets(transformer: Any, targets: list[str], rank: int) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _target_problem(target: str, modules: dict[str, Any]) -> Problem | None:
+    """What is wrong with one target; `modules` are those that it names."""
+    if not modules:
+        return Problem(
+            "peft_lora_target_modules",
+            target,
+            "matches no module of the transformer",
+            "use names such as to_q, to_k, to_v, to_out.0, or leave the setting out",
+        )
+    layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Embedding)
+    others = [name for name, module in modules.items() if not isinstance(module, layers)]
+    if not others:
+        return None
+    longer = sorted({".".join(name.split(".")[-target.count(".") - 2 :]) for name in modules if name not in others})
+    return Problem(
+        "peft_lora_target_modules",
+        target,
+        f"names {others[0]} as well, a {type(modules[others[0]]).__name__}, and only single layers can be adapted",
+        f"write longer names, of {', '.join(longer)}" if longer else "name the layers inside it",
+    )
 
 
 def adapter_state(transformer: Any) -> dict[str, torch.Tensor]:

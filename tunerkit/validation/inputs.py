@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import SoundFormat
+    from tunerkit.families.base import Family, SoundFormat
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,15 @@ class SamplePrompt(ValidationPrompt):
     with_sound: bool = False
 
 
-def prompts_of(config: TrainConfig, samples: Sequence[Sample]) -> list[ValidationPrompt]:
+@dataclass(frozen=True)
+class FrameFromText(ValidationPrompt):
+    """A prompt without a first frame, for a model that needs one: the frame is rendered from the same prompt."""
+
+
+def prompts_of(config: TrainConfig, family: Family, samples: Sequence[Sample]) -> list[ValidationPrompt]:
     """The prompts of the settings, and with `validation_using_datasets` some made of `samples`.
+
+    Where the model makes videos from a first frame only, prompts without one come as `FrameFromText`.
 
     Of a sample, a rendering takes what it was trained with: the first frame of a clip for image to video, and its
     sound. A sample with neither gives no prompt: there would be no difference from its caption as a prompt.
@@ -43,6 +50,11 @@ def prompts_of(config: TrainConfig, samples: Sequence[Sample]) -> list[Validatio
     if config.validation_disable:
         return []
     prompts = validation_prompts(config)
+    if family.image_to_video(config):
+        prompts = [
+            one if one.image is not None else FrameFromText(one.nickname, one.prompt, audio=one.audio)
+            for one in prompts
+        ]
     if not config.validation_using_datasets:
         return prompts
     usable = [
@@ -70,7 +82,9 @@ def prompts_of(config: TrainConfig, samples: Sequence[Sample]) -> list[Validatio
 
 def starts_from_image(prompt: ValidationPrompt) -> bool:
     """Whether the rendering is image to video."""
-    return prompt.image is not None or (isinstance(prompt, SamplePrompt) and prompt.first_frame)
+    if isinstance(prompt, SamplePrompt):
+        return prompt.first_frame
+    return prompt.image is not None or isinstance(prompt, FrameFromText)
 
 
 def follows_sound(prompt: ValidationPrompt) -> bool:
@@ -93,26 +107,44 @@ def source_names(prompt: ValidationPrompt) -> dict[str, str | None]:
 
 
 def first_frame(prompt: ValidationPrompt, width: int, height: int) -> Image.Image | None:
-    """The first frame, scaled to cover `width` x `height` and cropped to it around its centre; None without one."""
-    from PIL import Image, ImageOps
+    """The given first frame, scaled to cover `width` x `height` and cropped around its centre; None without one."""
+    from PIL import Image
 
     if isinstance(prompt, SamplePrompt) and prompt.sample is not None and prompt.first_frame:
         from tunerkit.data.decode import decode
 
         sample = prompt.sample
         single = sample._replace(frame_indices=sample.frame_indices[:1], frame_times=sample.frame_times[:1])
-        picture = Image.fromarray(decode(single)[0])
-        return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+        return _fitted(Image.fromarray(decode(single)[0]), width, height)
     if prompt.image is None:
         return None
     try:
-        with Image.open(prompt.image) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+        return read_frame(prompt.image, width, height)
     except OSError as error:
         raise ConfigError(
             [Problem("validation_input", str(prompt.image), f"is not a readable image ({error})", "give a PNG or JPEG")]
         ) from error
+
+
+def read_frame(path: Path, width: int, height: int) -> Image.Image:
+    """The image in a file, upright, in RGB, scaled to cover `width` x `height` and cropped around its centre.
+
+    Raises:
+        OSError: there is no readable image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return _fitted(ImageOps.exif_transpose(image).convert("RGB"), width, height)
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, of a damaged or huge image
+        raise OSError(str(error)) from error
+
+
+def _fitted(image: Image.Image, width: int, height: int) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def waveform(prompt: ValidationPrompt, seconds: float, sound: SoundFormat | None) -> np.ndarray | None:

@@ -10,28 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 from tunerkit.cache.repair import rebuild_text
 from tunerkit.cache.store import CacheEntryError
+from tunerkit.config.prompts import ValidationPrompt
 from tunerkit.devices import free_memory
 from tunerkit.errors import Problem
 from tunerkit.families.base import Rendered, RenderRequest
-from tunerkit.files import read_json, write_json
-from tunerkit.validation.inputs import first_frame, prompts_of, source_names, starts_from_image, waveform
+from tunerkit.files import write_json
+from tunerkit.validation.first_frames import FirstFrames, UnreadableFrameError
+from tunerkit.validation.inputs import (
+    FrameFromText,
+    first_frame,
+    prompts_of,
+    starts_from_image,
+    waveform,
+)
+from tunerkit.validation.record import RECORD, facts_of, read_record, stem_of
 from tunerkit.validation.video_files import read_mp4, side_by_side, write_mp4
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from PIL import Image
 
     from tunerkit.cache.entries import Cache
-    from tunerkit.config.prompts import ValidationPrompt
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family, TextKind
     from tunerkit.training.engine import Engine
 
 logger = logging.getLogger("tunerkit")
-RECORD = "renderings.json"
-"""In each round's folder: what shaped each video."""
 BASE = "step-0"
+Job = tuple[ValidationPrompt, int, int, int]
+"""A prompt to render, width, height and seed."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ def check_rendering(config: TrainConfig, family: Family) -> list[Problem]:
     except ValueError as error:
         example = "write sizes as WIDTHxHEIGHT, for example 832x480,640x640"
         return [Problem("validation_resolution", config.validation_resolution, str(error), example)]
-    multiple = family.size_multiple
+    multiple = family.multiple(config)
     for width, height in sizes:
         if width % multiple or height % multiple:
             nearest = "x".join(str(max(multiple, round(edge / multiple) * multiple)) for edge in (width, height))
@@ -125,6 +134,9 @@ class Renderer:
         device: where to render.
         folder: the run's `validation` folder; videos go to `<folder>/step-<n>/`.
         samples: what `validation_using_datasets` takes first frames and sounds from.
+
+    Raises:
+        UnreadableFrameError: somebody replaced a rendered first frame with a file that is no image.
     """
 
     def __init__(
@@ -137,22 +149,30 @@ class Renderer:
         samples: Sequence[Sample] = (),
     ) -> None:
         self.config, self.family, self.cache, self.device, self.folder = config, family, cache, device, folder
-        self.prompts = prompts_of(config, samples)
+        self.prompts = prompts_of(config, family, samples)
+        self.first_frames = FirstFrames(
+            folder,
+            {
+                stem_of(*job): facts_of(config, *job)
+                for job in self._jobs(self.prompts)
+                if isinstance(job[0], FrameFromText)
+            },
+        )
 
     @property
     def has_images(self) -> bool:
-        """Whether any prompt starts from a given first frame."""
+        """Whether any prompt starts from a first frame."""
         return any(map(starts_from_image, self.prompts))
 
     def has_base(self) -> bool:
         """Whether the base model's videos are there, rendered with today's prompts and settings."""
-        made = _read_record(self.folder / BASE)
-        return all(made.get(f"{_stem(*job)}.mp4") == self._facts(*job) for job in self._jobs(self.prompts))
+        made = read_record(self.folder / BASE)
+        return all(made.get(f"{stem_of(*job)}.mp4") == self._facts(job) for job in self._jobs(self.prompts))
 
     def round(self, engine: Engine, step: int) -> list[Rendering]:
         """Render every prompt, size and seed; with EMA as `ema_validation` says.
 
-        Out of memory is reported and ends the round with what was rendered so far.
+        Out of memory and an unreadable first frame are reported and end the round with what was rendered so far.
         """
         import torch
 
@@ -172,6 +192,8 @@ class Renderer:
                 step,
                 str(error).splitlines()[0] if str(error) else type(error).__name__,
             )
+        except UnreadableFrameError as error:
+            logger.warning("validation at step %d ended early; training goes on. %s", step, error)
         finally:
             vae = None
             free_memory()
@@ -183,6 +205,7 @@ class Renderer:
         return {"none": [False], "ema_only": [True], "comparison": [False, True]}[self.config.ema_validation]
 
     def _render_all(self, transformer: Any, vae: Any, step: int, ema: bool) -> Iterator[Rendering]:
+        self._make_first_frames(transformer, vae, step)
         for with_image in (False, True):
             prompts = [prompt for prompt in self.prompts if starts_from_image(prompt) == with_image]
             if not prompts:
@@ -193,32 +216,27 @@ class Renderer:
                 rendered = self.family.render(self.config, pipeline, request)
                 yield self._write(rendered, prompt, request, step, ema)
 
-    def _jobs(self, prompts: Sequence[ValidationPrompt]) -> Iterator[tuple[ValidationPrompt, int, int, int]]:
-        """(prompt, width, height, seed) of every video."""
+    def _make_first_frames(self, transformer: Any, vae: Any, step: int) -> None:
+        """Render the first frames that are due, all before the pipeline that starts from them is built."""
+        due = [job for job in self._jobs(self.prompts) if self.first_frames.is_due(stem_of(*job))]
+        if not due:
+            return
+        self.first_frames.announce(len(due))
+        pipeline = self.family.build_pipeline(self.config, transformer, vae, image_to_video=False)
+        for prompt, *place in due:
+            text_only = ValidationPrompt(prompt.nickname, prompt.prompt, audio=prompt.audio)
+            rendered = self.family.render(self.config, pipeline, self._request(text_only, *place))
+            self.first_frames.keep(stem_of(prompt, *place), rendered.frames[0], step)
+
+    def _jobs(self, prompts: Sequence[ValidationPrompt]) -> Iterator[Job]:
         for prompt in prompts:
             for width, height in parse_sizes(str(self.config.validation_resolution)):
                 for seed in seeds(self.config):
                     yield prompt, width, height, seed
 
-    def _facts(self, prompt: ValidationPrompt, width: int, height: int, seed: int) -> dict[str, Any]:
+    def _facts(self, job: Job) -> dict[str, Any]:
         """Everything beside the trained weights that shapes a video: what renderings.json records of it."""
-        config = self.config
-        return {
-            "prompt": prompt.prompt,
-            **source_names(prompt),
-            "negative_prompt": config.validation_negative_prompt or "",
-            "size": [width, height],
-            "frames": config.validation_num_video_frames,
-            "fps": config.framerate,
-            "steps": config.validation_num_inference_steps,
-            "guidance": [
-                config.validation_guidance,
-                config.validation_audio_guidance,
-                config.validation_guidance_stack,
-            ],
-            "seed": seed,
-            "model": Path(str(config.pretrained_model_name_or_path)).name,
-        }
+        return {**facts_of(self.config, *job), **self.first_frames.source(stem_of(*job))}
 
     def _request(self, prompt: ValidationPrompt, width: int, height: int, seed: int) -> RenderRequest:
         config = self.config
@@ -235,9 +253,15 @@ class Renderer:
             seed=seed,
             fps=fps,
             audio_guidance=config.validation_audio_guidance,
-            image=first_frame(prompt, width, height),
+            image=self._image(prompt, width, height, seed),
             sound=waveform(prompt, frames / fps, self.family.sound),
         )
+
+    def _image(self, prompt: ValidationPrompt, width: int, height: int, seed: int) -> Image.Image | None:
+        """The first frame, given or rendered before; None for text to video."""
+        if isinstance(prompt, FrameFromText):
+            return self.first_frames.read(stem_of(prompt, width, height, seed), width, height)
+        return first_frame(prompt, width, height)
 
     def _text(self, text: str, kind: TextKind) -> dict[str, torch.Tensor]:
         """The cached tensors of a text; an entry that is damaged or gone is made anew."""
@@ -250,10 +274,10 @@ class Renderer:
         self, rendered: Rendered, prompt: ValidationPrompt, request: RenderRequest, step: int, ema: bool
     ) -> Rendering:
         job = (prompt, request.width, request.height, request.seed)
-        path = self.folder / f"step-{step}" / f"{_stem(*job)}{'-ema' if ema else ''}.mp4"
+        path = self.folder / f"step-{step}" / f"{stem_of(*job)}{'-ema' if ema else ''}.mp4"
         _write(path, rendered.frames, rendered, request.fps)
-        record = _read_record(path.parent)
-        write_json(path.parent / RECORD, {**record, path.name: self._facts(*job)})
+        record = read_record(path.parent)
+        write_json(path.parent / RECORD, {**record, path.name: self._facts(job)})
         return Rendering(
             path=path,
             prompt=prompt.prompt,
@@ -267,19 +291,20 @@ class Renderer:
             comparison=None if step == 0 else self._beside_base(path, rendered, job, request.fps, step),
         )
 
-    def _beside_base(
-        self, path: Path, rendered: Rendered, job: tuple[ValidationPrompt, int, int, int], fps: float, step: int
-    ) -> Path | None:
+    def _beside_base(self, path: Path, rendered: Rendered, job: Job, fps: float, step: int) -> Path | None:
         """`<video>-beside-base.mp4`: the base model's rendering left, this one right, with this one's sound.
 
         None where the base model was not rendered, or with another prompt or other settings: that would compare the
         settings and not the training.
         """
-        base = self.folder / BASE / f"{_stem(*job)}.mp4"
+        base = self.folder / BASE / f"{stem_of(*job)}.mp4"
         if not base.is_file():
             return None
-        if _read_record(base.parent).get(base.name) != self._facts(*job):
-            logger.warning("%s was rendered with other validation settings; nothing is put beside it", base)
+        if read_record(base.parent).get(base.name) != self._facts(job):
+            logger.warning(
+                "%s was rendered with other validation settings or from another first frame; nothing is put beside it",
+                base,
+            )
             return None
         both = side_by_side(read_mp4(base), rendered.frames, ("base model", f"step {step}"))
         return _write(path.with_name(f"{path.stem}-beside-base.mp4"), both, rendered, fps)
@@ -289,13 +314,3 @@ def _write(path: Path, frames: np.ndarray, rendered: Rendered, fps: float) -> Pa
     """`frames` with the sound of what was rendered."""
     sound = rendered.sound
     return write_mp4(path, frames, fps, None if sound is None else sound.T, rendered.sound_rate)
-
-
-def _stem(prompt: ValidationPrompt, width: int, height: int, seed: int) -> str:
-    return f"{prompt.nickname}-{width}x{height}-{seed}"
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    """File name -> what shaped the video, of one round; empty where nothing was recorded."""
-    path = folder / RECORD
-    return read_json(path) if path.is_file() else {}

@@ -39,7 +39,8 @@ def guided_form(project: str = "", *, family: str, **parameters: Any) -> SetupFo
         return SetupForm(project, **chosen)
     if not OWN.isdisjoint(chosen):
         folder = Path(f"{family}-project").absolute()
-        return SetupForm(config=new_project(folder, family), save_to=folder / "config.json", **chosen)
+        config = new_project(folder, family, chosen.get("model_flavour"))
+        return SetupForm(config=config, save_to=folder / "config.json", **chosen)
     return SetupForm(_demo(family, chosen.get("model_flavour")), **chosen)
 
 
@@ -50,15 +51,17 @@ def _demo(family: str, flavour: str | None) -> Path:
     return tk.demo.create(Path(DEMO_FOLDER, f"{family}-{flavour}"), family=family, model_flavour=flavour)
 
 
-def new_project(folder: Path, family: str) -> tk.TrainConfig:
+def new_project(folder: Path, family: str, flavour: str | None = None) -> tk.TrainConfig:
     """Settings for a first run of a family's published model on own clips; nothing is written yet.
 
     Args:
         folder: the project's folder; results go to `output` in it.
         family: the model family.
+        flavour: whose number of frames clips have at most; the family's default when not given or not known.
     """
     model = tk.family(family)
-    longest = int(model.defaults["validation_num_video_frames"])
+    known = model.flavour(flavour or "") or model.default_flavour
+    longest = int(model.defaults_for(known)["validation_num_video_frames"])
     frames = {"num_frames": longest, "min_frames": min(longest, model.legal_frames(SHORTEST_CLIP))}
     # Clips without sound stay in, as silent ones: the table of clips says which they are.
     sound = {} if model.sound is None else {"audio": {"auto_split": True, "allow_zero_audio": True}}

@@ -40,6 +40,11 @@ class ModelSettings(Settings):
     mixed_precision: Literal["no", "fp16", "bf16"] = _setting(
         "bf16", "Precision of the training computation; no = float32 throughout."
     )
+    sparse_attention: bool = _setting(
+        True,
+        "Attend sparsely where the model was trained so (Kandinsky 5.0 of 10 s and HD); false = every token sees every "
+        "other.",
+    )
     device: str | None = _setting(
         None,
         "Where to compute: cpu, cuda, cuda:1 or mps; the GPU if there is one when not set.",

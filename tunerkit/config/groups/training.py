@@ -29,8 +29,16 @@ class TrainingSettings(Settings):
         None, "Frames per second that clips are resampled to; the family's own when not set.", gt=0, le=240
     )
     motion_score: int | None = _setting(None, "Motion score told to the model with every caption.")
-    first_frame_conditioning_probability: float = _setting(
-        1.0, "Share of image-to-video samples whose first frame is given clean.", ge=0, le=1
+    first_frame_conditioning_probability: float | None = _setting(
+        None,
+        "Share of image-to-video samples whose first frame is given; the family's own when not set.",
+        ge=0,
+        le=1,
+    )
+    first_frame_conditioning_method: Literal["in_place", "channels"] = _setting(
+        "in_place",
+        "How a model with condition channels (Kandinsky 5.0) is given the first frame: clean in its place, as its "
+        "pipelines do, or beside noise in the condition channels, as some trainers do.",
     )
     gradient_checkpointing: bool = _memory(True, "Recompute activations in the backward pass: less memory, slower.")
     gradient_checkpointing_interval: int | None = _memory(None, "Recompute in chunks of this many blocks.", ge=1)

@@ -5,13 +5,13 @@ Facts from kandinskylab/kandinsky-5's configurations and the installed diffusers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
+from tunerkit.families import checkpoint_files as files
 from tunerkit.families.base import Batch, Family, LossParts, Rendered, RenderRequest, TextKind
-from tunerkit.families.checkpoint_files import component_config, load_component
 from tunerkit.families.kandinsky5 import flavours
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
     from tunerkit.config.settings import TrainConfig
 
-MODEL, VAE = "pretrained_model_name_or_path", "pretrained_vae_model_name_or_path"
+VAE_KIND = files.VaeKind(
+    "AutoencoderKLHunyuanVideo", "HunyuanVideo VAE", channels="latent_channels", normalisation=("scaling_factor",)
+)
+TRAINING_SHIFT = 3.0
+"""Flow shift of the training density where no setting names one. The official density is not published; sampling uses 5
+or 10, read from the checkpoint's scheduler."""
 SPARSE = "sparse_attention"
 FEWEST_FROM_IMAGE = 17
 """Frames below which Kandinsky5I2VPipeline gives NaN."""
@@ -36,6 +41,9 @@ class Kandinsky5(Family):
     framerate = 24.0
     temporal_compression = 4
     size_multiple = 16
+    latent_formula = "mode * scaling_factor"
+    encodes_first_frame = True  # the VAE's norms and its attention look across time
+    first_frame_methods = ("in_place", "channels")
     subfolders = {
         "text": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         "vae": ("vae",),
@@ -52,6 +60,10 @@ class Kandinsky5(Family):
         "low quality, ugly, deformed, walking backwards",
         "first_frame_conditioning_probability": 1.0,
     }
+
+    def defaults_for(self, flavour: str) -> Mapping[str, Any]:
+        sizes = {"validation_resolution": "1280x768"} if flavours.is_hd(flavour) else {}
+        return {**self.defaults, **sizes, "validation_num_video_frames": flavours.frames(flavour)}
 
     def model_sizes(self, config: TrainConfig) -> list[tuple[int, int]]:
         return list(flavours.HD_SIZES if flavours.is_hd(_flavour(config)) else flavours.SD_SIZES)
@@ -70,7 +82,9 @@ class Kandinsky5(Family):
     def _problems(self, config: TrainConfig) -> Iterator[Problem]:
         frames = config.validation_num_video_frames
         from_image = self.image_to_video(config) or config.validation_input or config.validation_using_datasets
-        if frames is not None and frames < FEWEST_FROM_IMAGE and from_image and not config.validation_disable:
+        in_place = config.first_frame_conditioning_method == "in_place"
+        short = frames is not None and frames < FEWEST_FROM_IMAGE
+        if short and from_image and in_place and not config.validation_disable:
             yield Problem(
                 "validation_num_video_frames",
                 frames,
@@ -97,7 +111,13 @@ class Kandinsky5(Family):
                 "the checkpoint was trained without a first frame; image to video starts better from i2v-lite-5s or "
                 "i2v-pro-sft-5s",
             )
-        if not _wants_sparse(config) and flavours.is_sparse(_flavour(config)):
+        if config.first_frame_conditioning_method == "channels":
+            yield Note(
+                "first_frame_conditioning_method",
+                "the first frame is trained, and rendered here, in the condition channels; the released pipelines give "
+                "it in place, and an adapter trained so does less in them",
+            )
+        if not config.sparse_attention and flavours.is_sparse(_flavour(config)):
             yield Note(
                 SPARSE,
                 "every token sees every other, which the checkpoint was not trained for: slower, the more so the "
@@ -105,48 +125,19 @@ class Kandinsky5(Family):
             )
 
     def check_checkpoint(self, config: TrainConfig) -> None:
-        model = str(config.pretrained_model_name_or_path)
-        transformer = component_config(model, "transformer", MODEL, config.revision)
-        found = transformer.get("_class_name")
-        if found != "Kandinsky5Transformer3DModel":
-            raise ModelError(
-                f"{MODEL} = {model!r} holds a {found}, not a Kandinsky5Transformer3DModel. Fix: set model_family to "
-                f"the family of that checkpoint, or use {self.flavours[self.default_flavour].repo}"
-            )
+        model, instead = str(config.pretrained_model_name_or_path), self.flavours[self.default_flavour].repo
+        transformer = files.transformer_config(config, "Kandinsky5Transformer3DModel", instead)
         if not transformer.get("visual_cond"):
             raise ModelError(
-                f"{MODEL} = {model!r} is no video checkpoint: its transformer takes no condition channels "
-                f"(visual_cond). Fix: use {self.flavours[self.default_flavour].repo}"
+                f"{files.MODEL} = {model!r} is no video checkpoint: its transformer takes no condition channels "
+                f"(visual_cond). Fix: use {instead}"
             )
-        if transformer.get("attention_type") == "nabla" and _wants_sparse(config) and not _is_sparse(config):
+        if transformer.get("attention_type") == "nabla" and config.sparse_attention and not _is_sparse(config):
             raise ModelError(
-                f"{MODEL} = {model!r} was trained with sparse attention, model_flavour = {_flavour(config)!r} was not. "
-                f"Fix: set model_flavour to t2v-lite-sft-10s or t2v-pro-sft-5s-hd, or {SPARSE} to false"
+                f"{files.MODEL} = {model!r} was trained with sparse attention, model_flavour = {_flavour(config)!r} "
+                f"was not. Fix: set model_flavour to t2v-lite-sft-10s or t2v-pro-sft-5s-hd, or {SPARSE} to false"
             )
-        self._check_vae(config, model, int(transformer["in_visual_dim"]))
-
-    @staticmethod
-    def _check_vae(config: TrainConfig, model: str, channels: int) -> None:
-        chosen = str(config.pretrained_vae_model_name_or_path or model)
-        vae = component_config(chosen, "vae", VAE, config.revision if chosen == model else None)
-        fix = "Fix: leave the setting out to use the base model's own VAE"
-        if vae.get("_class_name") != "AutoencoderKLHunyuanVideo":
-            raise ModelError(
-                f"{VAE} = {chosen!r} holds a {vae.get('_class_name')}; Kandinsky 5.0 Video needs the HunyuanVideo VAE "
-                f"(AutoencoderKLHunyuanVideo). {fix}"
-            )
-        if vae.get("latent_channels") != channels:
-            raise ModelError(
-                f"{VAE} = {chosen!r} makes {vae.get('latent_channels')} latent channels, the transformer of {model!r} "
-                f"takes {channels}. {fix}"
-            )
-        if chosen != model:
-            own = component_config(model, "vae", VAE, config.revision)
-            if own.get("scaling_factor") != vae.get("scaling_factor"):
-                raise ModelError(
-                    f"{VAE} = {chosen!r} scales latents by {vae.get('scaling_factor')}, the base model's VAE by "
-                    f"{own.get('scaling_factor')}, so the transformer would see wrong inputs. {fix}"
-                )
+        files.check_vae(config, VAE_KIND, channels=transformer.get("in_visual_dim"), needed_by=self.title)
 
     # Text ------------------------------------------------------------------------------------------------------
 
@@ -168,44 +159,25 @@ class Kandinsky5(Family):
 
         return encode(encoder, texts)
 
-    # Latents ---------------------------------------------------------------------------------------------------
+    def collate_text(self, texts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """With texts of different lengths; see `text.collate`."""
+        from tunerkit.families.kandinsky5.text import collate
 
-    def vae_recipe(self, config: TrainConfig) -> dict[str, Any]:
-        return {
-            "recipe": 1,
-            "dtype": config.vae_dtype,
-            "tiling": config.vae_enable_tiling,
-            "normalised": "mode * scaling_factor",
-        }
+        return collate(texts)
+
+    # Latents ---------------------------------------------------------------------------------------------------
 
     def load_vae(self, config: TrainConfig, device: torch.device) -> Any:
         from diffusers import AutoencoderKLHunyuanVideo
 
-        model = str(config.pretrained_model_name_or_path)
-        chosen = str(config.pretrained_vae_model_name_or_path or model)
-        vae = load_component(
-            AutoencoderKLHunyuanVideo,
-            chosen,
-            MODEL if chosen == model else VAE,
-            "VAE",
-            subfolder="vae",
-            revision=config.revision if chosen == model else None,
-            dtype=torch_dtype(config.vae_dtype or "bf16"),
-        )
+        vae = files.load_vae(AutoencoderKLHunyuanVideo, config, torch_dtype(config.vae_dtype or "bf16"))
         return self._ready(vae, config, device)
 
     def encode_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        frames, height, width = pixels.shape[2:]
-        if (frames - 1) % self.temporal_compression:
-            # The VAE would drop the last frames without a word.
-            raise ValueError(f"{frames} frames: {self.title} needs 4k + 1 (1, 5, 9, ..., 121)")
+        height, width = pixels.shape[3:]
         if height % self.size_multiple or width % self.size_multiple:
             raise ValueError(f"{width}x{height} pixels: {self.title} needs multiples of {self.size_multiple}")
-        with torch.no_grad():
-            mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
-        return mode * float(vae.config.scaling_factor)
+        return self._mode(vae, pixels) * float(vae.config.scaling_factor)
 
     # Training --------------------------------------------------------------------------------------------------
 
@@ -215,17 +187,8 @@ class Kandinsky5(Family):
 
         from tunerkit.families.kandinsky5.attention import use_nabla
 
-        transformer = load_component(
-            Kandinsky5Transformer3DModel,
-            str(config.pretrained_model_name_or_path),
-            MODEL,
-            "transformer",
-            subfolder="transformer",
-            revision=config.revision,
-            variant=config.variant,
-            dtype=dtype,
-            **({} if _wants_sparse(config) else {"attention_type": "regular"}),
-        )
+        attention = {} if config.sparse_attention else {"attention_type": "regular"}
+        transformer = files.load_transformer(Kandinsky5Transformer3DModel, config, dtype, **attention)
         if transformer.config.attention_type == "nabla":
             use_nabla(transformer)
         return transformer
@@ -239,10 +202,10 @@ class Kandinsky5(Family):
         return ["to_query", "to_key", "to_value", *outputs]
 
     def sample_sigmas(self, config: TrainConfig, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """Logit-normal draws moved by `flow_schedule_shift`, or by 3."""
+        """Logit-normal draws moved by `flow_schedule_shift`, or by `TRAINING_SHIFT`."""
         from tunerkit.families.kandinsky5 import objective
 
-        return objective.sample_sigmas(len(batch.latents), config.flow_schedule_shift, generator)
+        return objective.sample_sigmas(len(batch.latents), config.flow_schedule_shift or TRAINING_SHIFT, generator)
 
     def losses(
         self,
@@ -266,23 +229,13 @@ class Kandinsky5(Family):
         return Kandinsky5T2VPipeline
 
     def build_pipeline(self, config: TrainConfig, transformer: Any, vae: Any, *, image_to_video: bool) -> Any:
-        """The sampling shift is that of the checkpoint's scheduler, whatever the training shift is."""
-        from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5I2VPipeline, Kandinsky5T2VPipeline
+        """The sampling shift is that of the checkpoint's scheduler, whatever the training shift is.
 
-        pipeline_class: Any = Kandinsky5I2VPipeline if image_to_video else Kandinsky5T2VPipeline
-        pipeline = pipeline_class(
-            transformer=transformer,
-            vae=vae,
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
-                str(config.pretrained_model_name_or_path), subfolder="scheduler", revision=config.revision
-            ),
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        A first frame in the condition channels goes into the text-to-video pipeline: see `pipeline.render`.
+        """
+        from tunerkit.families.kandinsky5 import pipeline as rendering
+
+        return rendering.build(config, transformer, vae, image_to_video=image_to_video)
 
     def render(self, config: TrainConfig, pipeline: Any, request: RenderRequest) -> Rendered:
         from tunerkit.families.kandinsky5 import pipeline as rendering
@@ -294,12 +247,8 @@ def _flavour(config: TrainConfig) -> str:
     return str(config.model_flavour or Kandinsky5.default_flavour)
 
 
-def _wants_sparse(config: TrainConfig) -> bool:
-    return bool(getattr(config, SPARSE, True))
-
-
 def _is_sparse(config: TrainConfig) -> bool:
-    return _wants_sparse(config) and flavours.is_sparse(_flavour(config))
+    return config.sparse_attention and flavours.is_sparse(_flavour(config))
 
 
 FAMILY = Kandinsky5()

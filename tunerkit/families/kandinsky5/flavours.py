@@ -21,6 +21,11 @@ LARGE = frozenset({"t2v-lite-sft-10s", "t2v-lite-pretrain-10s", "i2v-pro-sft-5s"
 two, dense in SD and sparse in HD; its sizes in SD fit both."""
 
 
+def frames(flavour: str) -> int:
+    """Frames that a flavour makes, at 24 a second."""
+    return 241 if "-10s" in flavour else 121
+
+
 def is_hd(flavour: str) -> bool:
     """Whether a flavour was trained at 1024 pixels."""
     return flavour.endswith("-hd")

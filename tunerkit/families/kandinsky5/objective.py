@@ -20,42 +20,35 @@ if TYPE_CHECKING:
 
     from tunerkit.families.base import Batch
 
-TRAINING_SHIFT = 3.0
-"""Flow shift of the training density where no setting names one. The official density is not published; sampling uses 5
-or 10, read from the checkpoint's scheduler."""
 
-
-def sample_sigmas(count: int, shift: float | None, source: torch.Generator) -> torch.Tensor:
-    """Logit-normal draws moved by `shift` (`TRAINING_SHIFT` for None), float32 `[count]` on the CPU."""
-    return flow.shift_sigma(flow.logit_normal(count, source), TRAINING_SHIFT if shift is None else shift)
+def sample_sigmas(count: int, shift: float, source: torch.Generator) -> torch.Tensor:
+    """Logit-normal draws moved by `shift`, float32 `[count]` on the CPU."""
+    return flow.shift_sigma(flow.logit_normal(count, source), shift)
 
 
 def losses(transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> LossParts:
     """Mean squared error of the predicted velocity `noise - latents`, float32.
 
-    Where `batch.first_frame` is set, the first latent frame is given clean and has no share in the loss, as
-    Kandinsky5I2VPipeline samples.
+    Where `batch.first_frame` is set, the transformer is shown the latents of the first frame alone: in place of the
+    first latent frame, which then has no share in the loss, as Kandinsky5I2VPipeline samples; or with
+    `first_frame_method = "channels"` in the condition channels, beside a first frame that is noisy and learned as all
+    others are.
     """
-    given = given_frames(batch)
-    noisy = flow.add_noise(batch.latents, noise, sigma)
-    if given is not None:
-        noisy = noisy.lerp(batch.latents.float(), given)  # 0 or 1: exactly one of the two
-    prediction = predict(transformer, noisy, batch.text, sigma=sigma, given=given)
-    weight = batch.loss_mask
-    if given is not None:
-        weight = (1.0 - given) if weight is None else weight * (1.0 - given)
+    given = flow.given_frames(batch)
+    in_place = given if batch.first_frame_method == "in_place" else None
+    shown = with_first_frame(batch.latents, batch.image)
+    noisy = flow.with_given(flow.add_noise(batch.latents, noise, sigma), shown, in_place)
+    condition = given * shown if given is not None and in_place is None else None
+    prediction = predict(transformer, noisy, batch.text, sigma=sigma, given=given, condition=condition)
+    weight = flow.loss_weight(batch.loss_mask, in_place)
     total = flow.weighted_mse(prediction, flow.velocity(batch.latents, noise), weight).mean()
     return LossParts(total, {"video": total.detach()})
 
 
-def given_frames(batch: Batch) -> torch.Tensor | None:
-    """1 where a latent frame is given clean, `[B, 1, T, 1, 1]`; None when nothing is."""
-    frames = batch.latents.shape[2]
-    if batch.first_frame is None or frames == 1 or not bool(batch.first_frame.any()):
-        return None  # of a still image, nothing would be left to learn
-    given = batch.latents.new_zeros(len(batch.latents), 1, frames, 1, 1)
-    given[:, :, 0] = batch.first_frame.to(given.dtype).view(-1, 1, 1, 1)
-    return given
+def with_first_frame(latents: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
+    """Latents `[B, C, T, H, W]` whose first frame is `image` `[B, C, 1, H, W]`, if there is one; float32."""
+    latents = latents.float()
+    return latents if image is None else torch.cat([image.float(), latents[:, :, 1:]], dim=2)
 
 
 def predict(
@@ -65,6 +58,7 @@ def predict(
     *,
     sigma: torch.Tensor,
     given: torch.Tensor | None,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Velocity `[B, C, T, H, W]` that the transformer predicts.
 
@@ -72,17 +66,38 @@ def predict(
     video is made. The timestep stays float32: in bfloat16 it would be rounded to steps of 4 near 1000.
 
     Args:
-        noisy: latents `[B, C, T, H, W]`, clean where `given`.
-        text: `prompt_embeds` `[B, L, D]` and `pooled` `[B, D']`: real tokens only, for the model knows no text mask.
+        noisy: latents `[B, C, T, H, W]`, clean where `given` in place.
+        text: as `text.collate` makes it. The model knows no text mask, so samples whose texts differ in length go
+            through it one length after the other: equal to a mask, at no cost worth naming where a single clip has
+            thousands of tokens.
         sigma: noise levels `[B]`.
-        given: 1 where a latent frame is given clean, `[B, 1, T, 1, 1]`; None when nothing is.
+        given: 1 where a latent frame is given, `[B, 1, T, 1, 1]`; None when nothing is.
+        condition: what the condition channels hold, `[B, C, T, H, W]`; None = zeros, as in the released pipelines.
 
     Raises:
         ValueError: the size does not fit sparse attention.
     """
+    states = model_input(noisy, given, condition)
+    if "tokens" not in text:
+        return _velocity(transformer, states, text["prompt_embeds"], text["pooled"], sigma)
+    lengths = text["tokens"].tolist()
+    rows: list[torch.Tensor | None] = [None] * len(lengths)
+    for length in sorted(set(lengths)):
+        places = [place for place, tokens in enumerate(lengths) if tokens == length]
+        embeds = text["prompt_embeds"][places, :length]
+        made = _velocity(transformer, states[places], embeds, text["pooled"][places], sigma[places])
+        for place, velocity in zip(places, made, strict=True):
+            rows[place] = velocity
+    return torch.stack([row for row in rows if row is not None])
+
+
+def _velocity(
+    transformer: Any, states: torch.Tensor, embeds: torch.Tensor, pooled: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
+    """Velocity `[B, C, T, H, W]` of `states` `[B, T, H, W, 2C + 1]`, with texts of one length `[B, L, D]`."""
     model = getattr(transformer, "module", transformer)  # inside DistributedDataParallel
     stock = _pipeline_around(model)
-    states = with_condition(noisy, given).to(model.visual_embeddings.in_layer.weight.dtype)
+    states = states.to(model.visual_embeddings.in_layer.weight.dtype)
     frames, height, width = states.shape[1:4]
     pixels = [edge * stock.vae_scale_factor_spatial for edge in (height, width)]
     if model.config.attention_type == "nabla" and any(edge % PIXEL_MULTIPLE for edge in pixels):
@@ -90,12 +105,11 @@ def predict(
             f"{pixels[1]}x{pixels[0]} pixels: this checkpoint's sparse attention needs multiples of {PIXEL_MULTIPLE}"
         )
     device, dtype = states.device, states.dtype
-    embeds = text["prompt_embeds"].to(dtype)
     _, patch_height, patch_width = model.config.patch_size
     return transformer(
         hidden_states=states,
-        encoder_hidden_states=embeds,
-        pooled_projections=text["pooled"].to(dtype),
+        encoder_hidden_states=embeds.to(dtype),
+        pooled_projections=pooled.to(dtype),
         timestep=sigma.to(device).float() * flow.TIMESTEPS,
         visual_rope_pos=[
             torch.arange(edge, device=device) for edge in (frames, height // patch_height, width // patch_width)
@@ -107,17 +121,14 @@ def predict(
     ).sample.permute(0, 4, 1, 2, 3)
 
 
-def with_condition(noisy: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
-    """The transformer's input, channels last: latents, empty condition channels and the mask, `[B, T, H, W, 2C + 1]`.
-
-    A given frame stands among the latents themselves; the mask says where, and the condition channels stay zero, as in
-    the released pipelines.
-    """
+def model_input(noisy: torch.Tensor, given: torch.Tensor | None, condition: torch.Tensor | None) -> torch.Tensor:
+    """The transformer's input, channels last: latents, condition channels and the mask, `[B, T, H, W, 2C + 1]`."""
     latents = noisy.permute(0, 2, 3, 4, 1)
+    beside = torch.zeros_like(latents) if condition is None else condition.permute(0, 2, 3, 4, 1)
     mask = torch.zeros_like(latents[..., :1])
     if given is not None:
         mask = mask + given.permute(0, 2, 3, 4, 1)
-    return torch.cat([latents, torch.zeros_like(latents), mask], dim=-1)
+    return torch.cat([latents, beside, mask], dim=-1)
 
 
 def _pipeline_around(model: Any) -> Any:

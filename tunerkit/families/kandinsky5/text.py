@@ -1,19 +1,20 @@
 """Kandinsky's text: the last hidden states of Qwen2.5-VL and CLIP's pooled vector, made by the stock pipeline.
 
 Template and crop index are the pipeline's own, as a pair. The transformer has no text mask, so each text is encoded by
-itself and only its real tokens are kept.
+itself and only its real tokens are kept; a batch remembers how many they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.families.checkpoint_files import readable
+import torch
+from diffusers import Kandinsky5T2VPipeline
+
+from tunerkit.families.checkpoint_files import base_source, check_tokenizer, readable
 
 if TYPE_CHECKING:
-    import torch
-
     from tunerkit.config.settings import TrainConfig
 
 TOKENS = 512
@@ -26,12 +27,11 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
     In place of Qwen's processor stands the tokenizer that it would hand every text to: the processor's class needs
     torchvision for videos that no text has.
     """
-    from diffusers import Kandinsky5T2VPipeline
     from transformers import AutoTokenizer, CLIPTextModel, Qwen2_5_VLForConditionalGeneration
 
-    model = str(config.pretrained_model_name_or_path)
-    revision = config.revision or "main"
-    with readable(model, "pretrained_model_name_or_path", "text encoder"):
+    source = base_source(config)
+    model, revision = source.model, source.revision or "main"
+    with readable(model, source.setting, "text encoder"):
         tokenizer, tokenizer_2 = (
             AutoTokenizer.from_pretrained(model, subfolder=folder, revision=revision)
             for folder in ("tokenizer", "tokenizer_2")
@@ -40,6 +40,8 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
             model, subfolder="text_encoder", revision=revision, dtype=dtype
         )
         clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder_2", revision=revision, dtype=dtype)
+    check_tokenizer(tokenizer, qwen, source)
+    check_tokenizer(tokenizer_2, clip, source)
     return Kandinsky5T2VPipeline(
         tokenizer=tokenizer,
         text_encoder=qwen.eval(),
@@ -56,9 +58,21 @@ def encode(pipeline: Any, texts: Sequence[str]) -> list[dict[str, torch.Tensor]]
     return [_one(pipeline, text) for text in texts]
 
 
-def _one(pipeline: Any, text: str) -> dict[str, torch.Tensor]:
-    import torch
+def collate(texts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The texts of a batch: `prompt_embeds` `[B, L, D]`, `pooled` `[B, D']`.
 
+    Where lengths differ, L is the longest, zeros stand behind the others, and `tokens` `[B]` says how long each is.
+    """
+    embeds = [text["prompt_embeds"] for text in texts]
+    lengths = [len(each) for each in embeds]
+    batch = {
+        "prompt_embeds": torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True),
+        "pooled": torch.stack([text["pooled"] for text in texts]),
+    }
+    return batch if len(set(lengths)) == 1 else {**batch, "tokens": torch.tensor(lengths)}
+
+
+def _one(pipeline: Any, text: str) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         embeds, pooled, _ = pipeline.encode_prompt(
             text, max_sequence_length=TOKENS, device=pipeline.text_encoder.device

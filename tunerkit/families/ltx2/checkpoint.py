@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tunerkit.errors import ModelError
 from tunerkit.families.checkpoint_files import (
+    MODEL,
+    Source,
     component_config,
     component_identity,
     hub_file,
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 Part = Literal["transformer", "vae", "audio_vae", "connectors", "vocoder"]
 
-MODEL = "pretrained_model_name_or_path"
 FILE = "ltx2_checkpoint_filename"
 TEXT_ENCODER = "pretrained_text_encoder_model_name_or_path"
 GEMMA = "google/gemma-3-12b-it-qat-q4_0-unquantized"
@@ -155,19 +156,13 @@ def _combined(model: str, name: str | None, revision: str | None, flavour: str |
 
 
 @dataclass(frozen=True)
-class TextSource:
+class TextSource(Source):
     """Where Gemma and its tokenizer come from.
 
     Attributes:
-        model: folder or hub id.
-        setting: the setting that names it.
-        revision: hub revision.
         inside: whether they lie in `text_encoder/` and `tokenizer/` of a whole checkpoint, or are a model of their own.
     """
 
-    model: str
-    setting: str
-    revision: str | None
     inside: bool
 
     def folder(self, part: str) -> str:

@@ -21,6 +21,7 @@ from tunerkit.families.base import (
     SoundFormat,
     TextKind,
 )
+from tunerkit.families.checkpoint_files import require_class
 from tunerkit.families.ltx2 import checkpoint as files
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class LTX2(Family):
     framerate = 24.0
     temporal_compression = 8
     size_multiple = 32
+    latent_formula = "(mode - mean) * scaling_factor / std"
     sound = SoundFormat(sample_rate=16000, channels=2)
     vae_fallbacks = ("tiled", "chunked")
     subfolders = {
@@ -134,7 +136,7 @@ class LTX2(Family):
 
     def check_checkpoint(self, config: TrainConfig) -> None:
         checkpoint = files.checkpoint_of(config)
-        model = str(config.pretrained_model_name_or_path)
+        model, instead = str(config.pretrained_model_name_or_path), self.flavours[self.default_flavour].repo
         transformer = checkpoint.config("transformer")
         classes: dict[files.Part, str] = {
             "transformer": "LTX2VideoTransformer3DModel",
@@ -143,12 +145,7 @@ class LTX2(Family):
             "connectors": "LTX2TextConnectors",
         }
         for part, needed in classes.items():
-            found = checkpoint.config(part).get("_class_name")
-            if found != needed:
-                raise ModelError(
-                    f"{files.MODEL} = {model!r} holds a {found}, not a {needed}. Fix: set model_family to the family "
-                    f"of that checkpoint, or use {self.flavours[self.default_flavour].repo}"
-                )
+            require_class(checkpoint.config(part), needed, model, instead)
         if transformer.get("use_keyframes_abs_pos_embedding"):
             raise ModelError(f"{files.MODEL} = {model!r}: {NEXT_GENERATION}")
         version = "2.3" if transformer.get("cross_attn_mod") else "2.0"
@@ -194,25 +191,12 @@ class LTX2(Family):
 
     # Latents ---------------------------------------------------------------------------------------------------
 
-    def vae_recipe(self, config: TrainConfig) -> dict[str, Any]:
-        return {
-            "recipe": 1,
-            "dtype": config.vae_dtype,
-            "tiling": config.vae_enable_tiling,
-            "normalised": "(mode - mean) * scaling_factor / std",
-        }
-
     def load_vae(self, config: TrainConfig, device: torch.device) -> Any:
         vae = files.checkpoint_of(config).load("vae", torch_dtype(config.vae_dtype or "bf16"))
         return self._ready(vae, config, device)
 
     def encode_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if (pixels.shape[2] - 1) % self.temporal_compression:
-            raise ValueError(f"{pixels.shape[2]} frames: LTX-2 needs 8k + 1 (1, 9, 17, ..., 121)")
-        with torch.no_grad():
-            mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        mode = self._mode(vae, pixels)
         mean, std = (buffer.float().view(1, -1, 1, 1, 1) for buffer in (vae.latents_mean, vae.latents_std))
         return (mode - mean) * float(vae.config.scaling_factor) / std
 
@@ -256,13 +240,19 @@ class LTX2(Family):
 
     def sample_sigmas(self, config: TrainConfig, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """The official density for the number of video tokens; with `flow_schedule_shift` a logit-normal with it."""
-        return _sigmas(config, len(batch.latents), batch.latents[0, 0].numel(), generator)
+        from tunerkit.families.ltx2 import objective
+
+        tokens = batch.latents[0, 0].numel()
+        return objective.sample_sigmas(len(batch.latents), tokens, _shift(config), generator)
 
     def sample_audio_sigmas(self, config: TrainConfig, batch: Batch, generator: torch.Generator) -> torch.Tensor | None:
         """Of their own with `audio_sigma = "independent"`, from the density for the number of audio tokens."""
         if batch.audio is None or config.audio_sigma == "shared":
             return None
-        return _sigmas(config, len(batch.latents), batch.audio.latents.shape[1], generator)
+        from tunerkit.families.ltx2 import objective
+
+        tokens = batch.audio.latents.shape[1]
+        return objective.sample_sigmas(len(batch.latents), tokens, _shift(config), generator)
 
     def losses(
         self,
@@ -294,27 +284,9 @@ class LTX2(Family):
         return LTX2Pipeline
 
     def build_pipeline(self, config: TrainConfig, transformer: Any, vae: Any, *, image_to_video: bool) -> Any:
-        import torch
-        from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
+        from tunerkit.families.ltx2 import pipeline as rendering
 
-        checkpoint = files.checkpoint_of(config)
-        pipeline_class: Any = LTX2ImageToVideoPipeline if image_to_video else LTX2Pipeline
-        audio_vae, vocoder = (
-            checkpoint.load(part, torch.float32).requires_grad_(False).to(transformer.device).eval()
-            for part in ("audio_vae", "vocoder")
-        )
-        pipeline = pipeline_class(
-            scheduler=checkpoint.scheduler(),
-            vae=vae,
-            audio_vae=audio_vae,
-            text_encoder=None,
-            tokenizer=None,
-            connectors=None,
-            transformer=transformer,
-            vocoder=vocoder,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return rendering.build(config, transformer, vae, image_to_video=image_to_video)
 
     def render(self, config: TrainConfig, pipeline: Any, request: RenderRequest) -> Rendered:
         from tunerkit.families.ltx2 import pipeline as rendering
@@ -369,13 +341,9 @@ def _torn_tiles(config: TrainConfig) -> Iterator[Problem]:
                 )
 
 
-def _sigmas(config: TrainConfig, count: int, tokens: int, source: torch.Generator) -> torch.Tensor:
-    from tunerkit.families import flow
-    from tunerkit.families.ltx2 import objective
-
-    if config.flow_schedule_shift is not None and not config.flow_schedule_auto_shift:
-        return flow.shift_sigma(flow.logit_normal(count, source), config.flow_schedule_shift)
-    return objective.stretched_logit_normal(count, objective.logit_mean(tokens), source)
+def _shift(config: TrainConfig) -> float | None:
+    """The flow shift that is asked for; None = the official density for the number of tokens."""
+    return None if config.flow_schedule_auto_shift else config.flow_schedule_shift
 
 
 FAMILY = LTX2()

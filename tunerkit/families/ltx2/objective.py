@@ -32,6 +32,17 @@ SHIFT_LOW, SHIFT_HIGH = (1024, 0.95), (4096, 2.05)
 # Noise levels ----------------------------------------------------------------------------------------------------
 
 
+def sample_sigmas(count: int, tokens: int, shift: float | None, source: torch.Generator) -> torch.Tensor:
+    """Noise levels from the official density for sequences of `tokens`, or a logit-normal moved by `shift`.
+
+    Returns:
+        float32 `[count]` on the CPU.
+    """
+    if shift is None:
+        return stretched_logit_normal(count, logit_mean(tokens), source)
+    return flow.shift_sigma(flow.logit_normal(count, source), shift)
+
+
 def logit_mean(tokens: int) -> float:
     """Mean of the logit-normal density for a sequence of `tokens`: 0.95 at 1024, 2.05 at 4096, a line through both.
 
@@ -132,9 +143,7 @@ def losses(
     """
     given = _given_tokens(batch)
     clean = pack(batch.latents.float())
-    noisy = flow.add_noise(clean, pack(noise), sigma)
-    if given is not None:
-        noisy = noisy.lerp(clean, given)  # 0 or 1: exactly one of the two
+    noisy = flow.with_given(flow.add_noise(clean, pack(noise), sigma), clean, given)
     sound = batch.audio
     audio_sigma = sigma if audio_sigma is None else audio_sigma
     if sound is not None and sound.given is not None:
@@ -148,9 +157,7 @@ def losses(
         transformer, batch, noisy, noisy_sound, sigma=sigma, audio_sigma=audio_sigma, given=given
     )
 
-    weight = None if batch.loss_mask is None else pack(batch.loss_mask)
-    if given is not None:
-        weight = (1.0 - given) if weight is None else weight * (1.0 - given)
+    weight = flow.loss_weight(None if batch.loss_mask is None else pack(batch.loss_mask), given)
     video = flow.weighted_mse(predicted, flow.velocity(clean, pack(noise)), weight).mean()
     if sound is None or predicted_sound is None or audio_noise is None:
         return LossParts(video, {"video": video.detach()})
@@ -215,13 +222,9 @@ def predict(
 
 
 def _given_tokens(batch: Batch) -> torch.Tensor | None:
-    """1 where a token of the first latent frame is given clean, `[B, S, 1]`; None when none is."""
-    batch_size, _, frames, height, width = batch.latents.shape
-    if batch.first_frame is None or frames == 1 or not bool(batch.first_frame.any()):
-        return None  # of a still image, nothing would be left to learn
-    given = batch.latents.new_zeros(batch_size, frames * height * width, 1)
-    given[:, : height * width] = batch.first_frame.to(given.dtype).view(-1, 1, 1)
-    return given
+    """1 where a token is of a given latent frame, `[B, S, 1]`; None when none is."""
+    given = flow.given_frames(batch)
+    return None if given is None else pack(given.expand(-1, -1, *batch.latents.shape[2:]))
 
 
 def _sound_loss(prediction: torch.Tensor, target: torch.Tensor, sound: Audio) -> torch.Tensor:

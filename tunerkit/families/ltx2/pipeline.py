@@ -7,13 +7,16 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
 
 from tunerkit.families.base import Rendered
+from tunerkit.families.ltx2.checkpoint import checkpoint_of
 from tunerkit.families.ltx2.objective import official_gates
 from tunerkit.families.ltx2.sound import encode_sound
-from tunerkit.families.pipelines import any_precision
+from tunerkit.families.pipelines import any_precision, as_bytes
 
 if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
     from tunerkit.families.base import RenderRequest
 
 IMAGE_CRF = 33
@@ -77,6 +80,28 @@ class CachedConnectors(torch.nn.Module):
         return joined[..., : self.video_width], joined[..., self.video_width :], mask
 
 
+def build(config: TrainConfig, transformer: Any, vae: Any, *, image_to_video: bool) -> Any:
+    """The stock pipeline around live components, with the checkpoint's audio VAE, vocoder and sampling shift."""
+    checkpoint = checkpoint_of(config)
+    pipeline_class: Any = LTX2ImageToVideoPipeline if image_to_video else LTX2Pipeline
+    audio_vae, vocoder = (
+        checkpoint.load(part, torch.float32).requires_grad_(False).to(transformer.device).eval()
+        for part in ("audio_vae", "vocoder")
+    )
+    pipeline = pipeline_class(
+        scheduler=checkpoint.scheduler(),
+        vae=vae,
+        audio_vae=audio_vae,
+        text_encoder=None,
+        tokenizer=None,
+        connectors=None,
+        transformer=transformer,
+        vocoder=vocoder,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def render(pipeline: Any, request: RenderRequest, guidance: Mapping[str, Any]) -> Rendered:
     """One video with its sound.
 
@@ -125,7 +150,7 @@ def render(pipeline: Any, request: RenderRequest, guidance: Mapping[str, Any]) -
     wanted = round(request.frames / request.fps * rate)
     heard = sound[0].float().cpu()[:, :wanted]
     return Rendered(
-        frames=(frames[0] * 255.0).round().clip(0, 255).astype("uint8"),
+        frames=as_bytes(frames[0]),
         sound=torch.nn.functional.pad(heard, (0, wanted - heard.shape[1])).numpy(),
         sound_rate=rate,
     )

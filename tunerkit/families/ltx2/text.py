@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.errors import ModelError
-from tunerkit.families.checkpoint_files import readable
+import torch
+
+from tunerkit.families.checkpoint_files import check_tokenizer, readable
 from tunerkit.families.ltx2.checkpoint import checkpoint_of, text_source
 
 if TYPE_CHECKING:
-    import torch
-
     from tunerkit.config.settings import TrainConfig
 
 TOKENS = 1024
@@ -45,8 +44,6 @@ class TextEncoder:
 
     def _one(self, text: str) -> dict[str, torch.Tensor]:
         """One at a time: the hidden states of all layers are 385 MB a text."""
-        import torch
-
         pipeline = self._pipeline
         with torch.no_grad():
             states, mask, _, _ = pipeline.encode_prompt(
@@ -72,11 +69,6 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> TextEncoder:
         gemma = Gemma3ForConditionalGeneration.from_pretrained(
             source.model, subfolder=source.folder("text_encoder"), revision=revision, dtype=dtype
         )
-    if 2 * len(tokenizer) < gemma.config.get_text_config().vocab_size:
-        # Without its files, transformers makes a tokenizer of a few words, and all captions become the same.
-        raise ModelError(
-            f"{source.setting} = {source.model!r}: the tokenizer's files are missing or damaged ({len(tokenizer)} "
-            "tokens are known). Fix: name a folder that holds tokenizer.json, or download it again"
-        )
+    check_tokenizer(tokenizer, gemma, source)
     absent: Any = dict.fromkeys(("scheduler", "vae", "audio_vae", "transformer", "vocoder"))
     return TextEncoder(LTX2Pipeline(**absent, tokenizer=tokenizer, text_encoder=gemma.eval(), connectors=connectors))

@@ -1,0 +1,1 @@
+"""Sana Video: text and image to video."""
