@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tunerkit as tk
 from tunerkit.demo import kandinsky5
@@ -121,3 +122,81 @@ def test_a_tokenizer_without_its_files_is_refused(
     (model / folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="the tokenizer's files are missing or damaged"):
         FAMILY.load_text_encoder(config.changed(pretrained_model_name_or_path=str(model)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("folder", ["text_encoder", "text_encoder_2"])
+def test_text_encoders_that_lack_weights_are_refused(
+    config: tk.TrainConfig, checkpoint: Path, tmp_path: Path, folder: str
+) -> None:
+    """The library would give the missing ones random values; those that no text passes through may be missing."""
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    file = model / folder / "model.safetensors"
+    weights = load_file(file)
+    named = config.changed(pretrained_model_name_or_path=str(model))
+    unused = {key: value for key, value in weights.items() if "visual" not in key and "lm_head" not in key}
+    save_file(unused, file, metadata={"format": "pt"})
+    FAMILY.load_text_encoder(named, torch.device("cpu"))
+    lost = next(key for key in unused if "layers.1" in key)
+    save_file({key: value for key, value in unused.items() if key != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="text encoder's files lack 1 weights"):
+        FAMILY.load_text_encoder(named, torch.device("cpu"))
+
+
+def test_parts_of_another_checkpoint_are_found_before_anything_is_loaded(
+    config: tk.TrainConfig, checkpoint: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    named = config.changed(pretrained_model_name_or_path=str(model))
+    FAMILY.check_checkpoint(named)
+    settings = json.loads((model / "text_encoder_2" / "config.json").read_text())
+    (model / "text_encoder_2" / "config.json").write_text(json.dumps({**settings, "hidden_size": 48}))
+    with pytest.raises(ModelError, match="text_encoder_2 is 48 wide, and the transformer takes texts of 16"):
+        FAMILY.check_checkpoint(named)
+    for folder in ("scheduler", "tokenizer"):
+        shutil.rmtree(model / folder)
+    with pytest.raises(ModelError, match="the folder has no scheduler/, tokenizer/"):
+        FAMILY.check_checkpoint(named)
+
+
+def project(tmp_path: Path, **changes: Any) -> tk.TrainConfig:
+    """Settings of a run on an empty folder of clips; nothing is loaded."""
+    video = changes.pop("video", {})
+    dataset = {"id": "clips", "instance_data_dir": str(tmp_path), "caption_strategy": "textfile"}
+    dataset["video"] = {"num_frames": 17, **video}
+    settings = {"output_dir": tmp_path.parent / "output", "max_train_steps": 1, "datasets": [dataset]}
+    return tk.resolve(tk.TrainConfig(model_family=FAMILY.name, **{**settings, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("repository", "refused"),
+    [
+        ("kandinskylab/Kandinsky-5.0-T2V-Lite-nocfg-5s-Diffusers", True),
+        ("kandinskylab/kandinsky-5.0-t2v-lite-distilled16steps-10s-diffusers", True),
+        ("kandinskylab/Kandinsky-5.0-I2V-Lite-5s-Diffusers", False),
+    ],
+)
+def test_distilled_weights_are_refused_by_their_repository_too(tmp_path: Path, repository: str, refused: bool) -> None:
+    if not refused:
+        project(tmp_path, pretrained_model_name_or_path=repository)
+        return
+    with pytest.raises(tk.ConfigError, match="distilled for sampling") as error:
+        project(tmp_path, pretrained_model_name_or_path=repository)
+    assert [problem.key for problem in error.value.problems] == ["pretrained_model_name_or_path"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "noted"),
+    [
+        ({"model_flavour": "i2v-lite-5s"}, None),
+        ({"model_flavour": "i2v-lite-5s", "video": {"is_i2v": False}}, "without their first frame"),
+        ({"model_flavour": "i2v-lite-5s", "first_frame_conditioning_probability": 0}, "without their first frame"),
+        ({"video": {"is_i2v": True}}, "was trained without a first frame"),
+        ({"model_flavour": "i2v-pro-sft-5s", "sparse_attention": False}, None),
+        ({"model_flavour": "t2v-lite-sft-10s", "sparse_attention": False}, "every token sees every other"),
+    ],
+)
+def test_what_differs_from_the_checkpoints_own_training_is_said(
+    tmp_path: Path, changes: dict[str, Any], noted: str | None
+) -> None:
+    notes = [note.message for note in project(tmp_path, **changes).notes]
+    assert [noted in note for note in notes] == [True] if noted else not notes

@@ -177,6 +177,21 @@ def test_a_first_frame_in_the_condition_channels_only_when_asked(make: MakeConfi
         tk.resolve(make(model_family="sanavideo", model_flavour=None, first_frame_conditioning_method="channels"))
 
 
+def test_a_dataset_may_say_that_its_clips_have_no_first_frame(make: MakeConfig) -> None:
+    config = make("i2v-lite-5s", max_train_steps=1, **{"datasets.demo-clips.video.is_i2v": False})
+    trainer, [result] = trained(config, 1)
+    assert trainer.loaded.source.make(0).batch.first_frame is None
+    trainer.close()
+    assert result.loss > 0
+
+
+def test_a_change_of_attention_is_said_when_a_run_goes_on(make: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"max_train_steps": 2, "checkpoint_step_interval": 1}
+    trained(make("t2v-lite-sft-10s", **settings), 1)[0].close()
+    trained(make("t2v-lite-sft-10s", sparse_attention=False, **settings), 0)[0].close()
+    assert "sparse_attention changed" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("flavour", "settings", "message"),
     [

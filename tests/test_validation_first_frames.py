@@ -15,7 +15,7 @@ from PIL import Image
 
 import tunerkit as tk
 from tunerkit.validation.first_frames import UnreadableFrameError
-from tunerkit.validation.inputs import starts_from_image
+from tunerkit.validation.inputs import read_frame, starts_from_image
 from tunerkit.validation.video_files import read_mp4
 
 MakeTrainer = Callable[..., tk.Trainer]
@@ -256,3 +256,44 @@ def test_a_picture_broken_during_the_run_costs_a_round_and_not_the_training(
     [told] = [record.getMessage() for record in caplog.records if "not a readable image" in record.getMessage()]
     assert told.startswith("validation at step 2 ended early; training goes on")
     assert str(png) in told
+
+
+def test_images_of_every_depth_keep_their_light(tmp_path: Path) -> None:
+    """16 bits a pixel are scaled, what is transparent becomes white: as of images that are trained on."""
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(64, 0)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    clear = np.zeros((64, 64, 4), np.uint8)
+    clear[:, :, 0], clear[:, :32, 3] = 255, 255
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    deep, half = (np.asarray(read_frame(tmp_path / name, 64, 64)) for name in ("deep.png", "clear.png"))
+    assert np.abs(deep[0, :, 0] - ramp[0] / 257).max() <= 1
+    assert half[0, 0].tolist() == [255, 0, 0]
+    assert half[0, -1].tolist() == [255, 255, 255]
+
+
+def test_an_image_that_vanishes_does_not_end_the_training(
+    make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (64, 64), (200, 40, 90)).save(tmp_path / "given.png")
+    (tmp_path / "inputs.json").write_text(json.dumps([{"prompt": PROMPT, "image": "given.png"}]))
+    trainer = make_trainer(
+        validation_input=str(tmp_path / "inputs.json"), validation_prompt=None, validation_step_interval=1,
+        disable_benchmark=True, max_train_steps=2,
+    )  # fmt: skip
+    (tmp_path / "given.png").unlink()
+    results = list(trainer.steps())
+    trainer.close()
+    assert len(results) == 2
+    assert "given.png" in caplog.text
+    assert "training goes on" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[]", "{", ""])
+def test_a_record_that_cannot_be_read_counts_as_none(make_trainer: MakeTrainer, png: Path, content: str) -> None:
+    """The picture is then taken for one of the user's own."""
+    validate(make_trainer())
+    before = png.read_bytes()
+    png.with_suffix(".json").write_text(content)
+    [video] = validate(make_trainer(), steps=1)
+    assert png.read_bytes() == before
+    assert recorded(video)["image"].endswith(png.name)

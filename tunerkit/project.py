@@ -132,6 +132,11 @@ def _family(config: TrainConfig, problems: list[Problem]) -> Family | None:
         fix = choice_fix(name, known, "Families")
         problems.append(Problem("model_family", name, "is not a known family", fix))
         return None
+    refused = _refused_repository(str(config.pretrained_model_name_or_path), family)
+    if refused:
+        reason, _, fix = refused.partition(". Fix: ")
+        key = "pretrained_model_name_or_path"
+        problems.append(Problem(key, config.pretrained_model_name_or_path, f"cannot be trained: {reason}", fix))
     flavour = config.model_flavour
     if flavour is None:
         return family
@@ -143,6 +148,12 @@ def _family(config: TrainConfig, problems: list[Problem]) -> Family | None:
         reason, _, fix = family.flavours[known].refused.partition(". Fix: ")
         problems.append(Problem("model_flavour", flavour, f"cannot be trained: {reason}", fix))
     return family
+
+
+def _refused_repository(model: str, family: Family) -> str:
+    """Why a published checkpoint cannot be trained; empty where it can, or is not known."""
+    sharing = [one for one in family.flavours.values() if one.repo.lower() == model.lower()]
+    return sharing[0].refused if sharing and all(one.refused for one in sharing) else ""
 
 
 def _filled(config: TrainConfig, family: Family, problems: list[Problem], notes: list[Note]) -> dict[str, Any]:

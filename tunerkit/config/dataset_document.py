@@ -45,7 +45,9 @@ class VideoSettings(Settings):
     frame_interval: int | None = _setting(
         None, "With resolution_frames: frame counts are lowered to k * interval + 1.", ge=1
     )
-    is_i2v: bool = _setting(False, "Train image to video: the first frame is given clean.")
+    is_i2v: bool | None = _setting(
+        None, "Train image to video: the first frame is given; when not set, as the model's flavour was trained."
+    )
     frame_sampling: Literal["head", "middle", "uniform", "random"] = _setting(
         "head",
         "Which frames of a longer clip are taken: the first ones, the middle, num_windows evenly spread windows that "

@@ -132,12 +132,14 @@ def _image_trouble(path: Path) -> str | None:
     """Why `path` cannot be a first frame; None if it can. Reads the header only."""
     from PIL import Image
 
-    if not path.is_file():
+    if not path.exists():
         return f"{path} is missing"
     try:
         with Image.open(path):
             return None
-    except OSError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return f"{path} has more pixels than Pillow opens ({Image.MAX_IMAGE_PIXELS})"
+    except (OSError, SyntaxError, ValueError):
         return f"{path} is not a readable image"
 
 

@@ -21,7 +21,7 @@ Values = MutableMapping[str, Any]
 
 WAVES = ("cosine", "sine")
 """Schedules whose warmup SimpleTuner reads as a half period."""
-_MEGAPIXELS_BELOW = 128
+_MEGAPIXELS_BELOW = 16
 """A bare number below this is megapixels, from it on the edge of a square in pixels."""
 
 

@@ -221,7 +221,7 @@ def _matrix(frame: av.VideoFrame) -> int | None:
 def _decode_image(sample: Sample) -> np.ndarray:
     try:
         with Image.open(sample.file) as opened:
-            image = _to_rgb(ImageOps.exif_transpose(opened))
+            image = to_rgb(ImageOps.exif_transpose(opened))
     except LIBRARY_ERRORS as error:
         raise UnreadableMedia(
             sample.file, f"the image cannot be decoded: {error}", "save it again, or remove it", "damaged"
@@ -230,7 +230,7 @@ def _decode_image(sample: Sample) -> np.ndarray:
     return np.ascontiguousarray(_cut(scaled, sample))[None]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; transparent parts become white, 16-bit greys keep their upper 8 bits."""
     if image.mode.startswith(("I;16", "I")):
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -139,7 +139,7 @@ def rules_of(dataset: DatasetConfig, config: TrainConfig, family: Family) -> Rul
         model_sizes=sizes,
         target_fps=float(dataset.video.frame_rate or config.framerate or family.framerate),
         repeats=0 if dataset.dataset_type == "eval" else dataset.repeats,
-        is_i2v=dataset.video.is_i2v or family.image_to_video(config),
+        is_i2v=family.image_to_video(config) if dataset.video.is_i2v is None else dataset.video.is_i2v,
     )
 
 

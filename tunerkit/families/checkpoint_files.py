@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -93,16 +93,19 @@ def component_config(model: str, subfolder: str, setting: str, revision: str | N
     return found
 
 
-def load_component(loader: Any, model: str, setting: str, what: str, **arguments: Any) -> Any:
+def load_component(
+    loader: Any, model: str, setting: str, what: str, *, unused: tuple[str, ...] = (), **arguments: Any
+) -> Any:
     """`loader.from_pretrained(model, **arguments)`, or one clear error.
 
     Weights that the files do not hold would be left random by the libraries, with a log line; here that is an error.
 
     Args:
-        loader: a diffusers model class.
+        loader: a diffusers or transformers model class.
         model: local folder or hub id.
         setting: name of the setting that `model` comes from.
         what: the component as people call it (`"transformer"`).
+        unused: parts of names of weights that nothing depends on, and that may therefore be missing.
         arguments: passed on to `from_pretrained`.
 
     Raises:
@@ -110,7 +113,8 @@ def load_component(loader: Any, model: str, setting: str, what: str, **arguments
     """
     with readable(model, setting, what):
         loaded, info = loader.from_pretrained(model, output_loading_info=True, **arguments)
-    if missing := sorted(info["missing_keys"]):
+    missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in unused))
+    if missing:
         raise ModelError(
             f"{setting} = {model!r}: the {what}'s files lack {len(missing)} weights ({missing[0]}, ...). Fix: download "
             "the checkpoint again"
@@ -206,6 +210,52 @@ def check_vae(config: TrainConfig, kind: VaeKind, *, channels: Any, needed_by: s
                 f"{named} normalises latents differently from the base model's VAE ({key}{values}), so the transformer "
                 f"would see wrong inputs. {fix}"
             )
+
+
+def load_text_model(
+    loader: Any, source: Source, dtype: torch.dtype, subfolder: str = "text_encoder", what: str = "text encoder"
+) -> Any:
+    """A text encoder on the CPU, for its hidden states: what sees pictures, or guesses words, may be missing."""
+    return load_component(
+        loader,
+        source.model,
+        source.setting,
+        what,
+        unused=("visual", "vision", "multi_modal_projector", "lm_head"),
+        subfolder=subfolder,
+        revision=source.revision or "main",
+        dtype=dtype,
+    ).eval()
+
+
+def check_text_width(source: Source, subfolder: str, width: int | None) -> None:
+    """A text encoder has to be as wide as the transformer takes it.
+
+    Raises:
+        ModelError: naming both widths.
+    """
+    config = component_config(source.model, subfolder, source.setting, source.revision)
+    found = config.get("text_config", config).get("hidden_size", config.get("hidden_size"))
+    if found is not None and found != width:
+        raise ModelError(
+            f"{source.setting} = {source.model!r}: {subfolder} is {found} wide, and the transformer takes texts of "
+            f"{width}. Fix: download the checkpoint again"
+        )
+
+
+def require_folders(source: Source, names: Sequence[str]) -> None:
+    """Refuse a local folder in which a component is missing, before anything is loaded of it.
+
+    Raises:
+        ModelError: naming the missing sub-folders.
+    """
+    folder = Path(source.model)
+    missing = [name for name in names if folder.is_dir() and not any((folder / name).glob("*"))]
+    if missing:
+        raise ModelError(
+            f"{source.setting} = {source.model!r}: the folder has no {', '.join(f'{name}/' for name in missing)}. "
+            "Fix: download the checkpoint again, or name a complete folder in diffusers layout"
+        )
 
 
 def check_tokenizer(tokenizer: Any, encoder: Any, source: Source) -> None:

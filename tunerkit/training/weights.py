@@ -38,7 +38,7 @@ def add_adapter(transformer: Any, family: Family, config: TrainConfig) -> None:
     from peft import LoraConfig
 
     targets = config.peft_lora_target_modules or family.lora_targets(config)
-    _check_targets(transformer, targets, config.lora_rank)
+    _check_targets(transformer, targets, family.lora_targets(config), config.lora_rank)
     init = {"default": True}.get(config.lora_init_type, config.lora_init_type)
     transformer.requires_grad_(False)
     with torch.random.fork_rng():  # the user's own random state stays as it was
@@ -58,7 +58,7 @@ def add_adapter(transformer: Any, family: Family, config: TrainConfig) -> None:
     cast_training_params([transformer], torch.float32)
 
 
-def _check_targets(transformer: Any, targets: list[str], rank: int) -> None:
+def _check_targets(transformer: Any, targets: list[str], usual: list[str], rank: int) -> None:
     found = {
         target: {
             name: module
@@ -67,7 +67,7 @@ def _check_targets(transformer: Any, targets: list[str], rank: int) -> None:
         }
         for target in targets
     }
-    problems = [problem for target, modules in found.items() if (problem := _target_problem(target, modules))]
+    problems = [problem for target, modules in found.items() if (problem := _target_problem(target, modules, usual))]
     widths = [min(m.weight.shape[:2]) for ms in found.values() for m in ms.values() if hasattr(m, "weight")]
     if widths and rank > min(widths):
         problems.append(
@@ -82,14 +82,14 @@ def _check_targets(transformer: Any, targets: list[str], rank: int) -> None:
         raise ConfigError(problems)
 
 
-def _target_problem(target: str, modules: dict[str, Any]) -> Problem | None:
-    """What is wrong with one target; `modules` are those that it names."""
+def _target_problem(target: str, modules: dict[str, Any], usual: list[str]) -> Problem | None:
+    """What is wrong with one target; `modules` are those that it names, `usual` the family's own targets."""
     if not modules:
         return Problem(
             "peft_lora_target_modules",
             target,
             "matches no module of the transformer",
-            "use names such as to_q, to_k, to_v, to_out.0, or leave the setting out",
+            f"use names such as {', '.join(usual)}, or leave the setting out",
         )
     layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Embedding)
     others = [name for name, module in modules.items() if not isinstance(module, layers)]

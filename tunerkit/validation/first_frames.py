@@ -121,8 +121,13 @@ class FirstFrames:
         }
 
     def _record(self, stem: str) -> dict[str, Any]:
+        """What the run wrote of the frame; empty where there is nothing, or nothing that can be read."""
         path = self._record_path(stem)
-        return read_json(path) if path.is_file() else {}
+        try:
+            record = read_json(path) if path.is_file() else {}
+        except TunerkitError:
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def _path(self, stem: str) -> Path:
         return self.folder / f"{stem}.png"

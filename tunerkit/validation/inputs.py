@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from tunerkit.config.prompts import ValidationPrompt, free_name, safe_name, validation_prompts
 from tunerkit.errors import ConfigError, Problem, TunerkitError
+
+logger = logging.getLogger("tunerkit")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +67,11 @@ def prompts_of(config: TrainConfig, family: Family, samples: Sequence[Sample]) -
         and sample.window == 0
         and (sample.is_i2v or (sample.sound is not None and not sample.sound.silent))
     ]
+    if not usable:
+        logger.warning(
+            "validation_using_datasets: no clip has a first frame or a sound to render from (video.is_i2v, audio), so "
+            "only the prompts are rendered"
+        )
     taken = {prompt.nickname.lower() for prompt in prompts}
     for sample in usable[: config.num_eval_images]:
         name = free_name(safe_name(sample.file.stem), taken)
@@ -127,16 +135,20 @@ def first_frame(prompt: ValidationPrompt, width: int, height: int) -> Image.Imag
 
 
 def read_frame(path: Path, width: int, height: int) -> Image.Image:
-    """The image in a file, upright, in RGB, scaled to cover `width` x `height` and cropped around its centre.
+    """The image in a file, upright, scaled to cover `width` x `height` and cropped around its centre.
+
+    It comes as 8-bit RGB, laid over white where it is transparent.
 
     Raises:
         OSError: there is no readable image.
     """
     from PIL import Image, ImageOps
 
+    from tunerkit.data.decode import to_rgb
+
     try:
         with Image.open(path) as image:
-            return _fitted(ImageOps.exif_transpose(image).convert("RGB"), width, height)
+            return _fitted(to_rgb(ImageOps.exif_transpose(image)), width, height)
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, of a damaged or huge image
         raise OSError(str(error)) from error
 

@@ -12,7 +12,7 @@ from tunerkit.cache.repair import rebuild_text
 from tunerkit.cache.store import CacheEntryError
 from tunerkit.config.prompts import ValidationPrompt
 from tunerkit.devices import free_memory
-from tunerkit.errors import Problem
+from tunerkit.errors import ConfigError, Problem
 from tunerkit.families.base import Rendered, RenderRequest
 from tunerkit.files import write_json
 from tunerkit.validation.first_frames import FirstFrames, UnreadableFrameError
@@ -172,7 +172,7 @@ class Renderer:
     def round(self, engine: Engine, step: int) -> list[Rendering]:
         """Render every prompt, size and seed; with EMA as `ema_validation` says.
 
-        Out of memory and an unreadable first frame are reported and end the round with what was rendered so far.
+        Out of memory, and an input that cannot be read, are reported and end the round with what was rendered so far.
         """
         import torch
 
@@ -192,7 +192,7 @@ class Renderer:
                 step,
                 str(error).splitlines()[0] if str(error) else type(error).__name__,
             )
-        except UnreadableFrameError as error:
+        except (UnreadableFrameError, ConfigError) as error:  # an input that changed since the run began
             logger.warning("validation at step %d ended early; training goes on. %s", step, error)
         finally:
             vae = None

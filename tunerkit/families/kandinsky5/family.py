@@ -105,6 +105,9 @@ class Kandinsky5(Family):
         guidance = config.validation_guidance
         if guidance is not None and not low <= guidance <= high:
             yield Note("validation_guidance", f"{guidance:g} is outside of {low:g} to {high:g}, where videos hold")
+        unconditioned = any(dataset.video.is_i2v is False for dataset in config.media_datasets)
+        if self.image_to_video(config) and (unconditioned or config.first_frame_conditioning_probability == 0):
+            yield Note("model_flavour", "clips are trained without their first frame, which the checkpoint starts from")
         if not self.image_to_video(config) and any(dataset.video.is_i2v for dataset in config.media_datasets):
             yield Note(
                 "model_flavour",
@@ -117,7 +120,7 @@ class Kandinsky5(Family):
                 "the first frame is trained, and rendered here, in the condition channels; the released pipelines give "
                 "it in place, and an adapter trained so does less in them",
             )
-        if not config.sparse_attention and flavours.is_sparse(_flavour(config)):
+        if not config.sparse_attention and flavours.is_always_sparse(_flavour(config)):
             yield Note(
                 SPARSE,
                 "every token sees every other, which the checkpoint was not trained for: slower, the more so the "
@@ -138,6 +141,10 @@ class Kandinsky5(Family):
                 f"was not. Fix: set model_flavour to t2v-lite-sft-10s or t2v-pro-sft-5s-hd, or {SPARSE} to false"
             )
         files.check_vae(config, VAE_KIND, channels=transformer.get("in_visual_dim"), needed_by=self.title)
+        source = files.base_source(config)
+        files.require_folders(source, ("scheduler", *self.subfolders["text"]))
+        for folder, width in (("text_encoder", "in_text_dim"), ("text_encoder_2", "in_text_dim2")):
+            files.check_text_width(source, folder, transformer.get(width))
 
     # Text ------------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,8 @@ HD_SIZES = (
 )  # fmt: skip
 """(width, height) that the checkpoints were trained on; all fit sparse attention."""
 
-LARGE = frozenset({"t2v-lite-sft-10s", "t2v-lite-pretrain-10s", "i2v-pro-sft-5s"})
-"""Flavours, beside the HD ones, whose sizes have to fit sparse attention. The official configurations of the last are
-two, dense in SD and sparse in HD; its sizes in SD fit both."""
+SPARSE_AND_DENSE = "i2v-pro-sft-5s"
+"""Its official configurations are two, dense in SD and sparse in HD; its sizes in SD fit both."""
 
 
 def frames(flavour: str) -> int:
@@ -36,9 +35,14 @@ def is_image_to_video(flavour: str) -> bool:
     return flavour.startswith("i2v-")
 
 
+def is_always_sparse(flavour: str) -> bool:
+    """Whether a flavour was trained with sparse attention only."""
+    return is_hd(flavour) or "-10s" in flavour
+
+
 def is_sparse(flavour: str) -> bool:
-    """Whether the attention of a flavour is, or may be, sparse."""
-    return is_hd(flavour) or flavour in LARGE
+    """Whether the attention of a flavour is, or may be, sparse, so that sizes have to fit it."""
+    return is_always_sparse(flavour) or flavour == SPARSE_AND_DENSE
 
 
 def _repo(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import Kandinsky5T2VPipeline
 
-from tunerkit.families.checkpoint_files import base_source, check_tokenizer, readable
+from tunerkit.families.checkpoint_files import base_source, check_tokenizer, load_text_model, readable
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -31,22 +31,20 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
 
     source = base_source(config)
     model, revision = source.model, source.revision or "main"
-    with readable(model, source.setting, "text encoder"):
+    with readable(model, source.setting, "tokenizers"):
         tokenizer, tokenizer_2 = (
             AutoTokenizer.from_pretrained(model, subfolder=folder, revision=revision)
             for folder in ("tokenizer", "tokenizer_2")
         )
-        qwen = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            model, subfolder="text_encoder", revision=revision, dtype=dtype
-        )
-        clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder_2", revision=revision, dtype=dtype)
+    qwen = load_text_model(Qwen2_5_VLForConditionalGeneration, source, dtype)
+    clip = load_text_model(CLIPTextModel, source, dtype, "text_encoder_2", "second text encoder")
     check_tokenizer(tokenizer, qwen, source)
     check_tokenizer(tokenizer_2, clip, source)
     return Kandinsky5T2VPipeline(
         tokenizer=tokenizer,
-        text_encoder=qwen.eval(),
+        text_encoder=qwen,
         tokenizer_2=tokenizer_2,
-        text_encoder_2=clip.eval(),
+        text_encoder_2=clip,
         transformer=None,  # pyright: ignore[reportArgumentType] - only texts are encoded
         vae=None,  # pyright: ignore[reportArgumentType]
         scheduler=None,  # pyright: ignore[reportArgumentType]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunerkit.families.checkpoint_files import check_tokenizer, readable
+from tunerkit.families.checkpoint_files import check_tokenizer, load_text_model, readable
 from tunerkit.families.ltx2.checkpoint import checkpoint_of, text_source
 
 if TYPE_CHECKING:
@@ -64,11 +64,9 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> TextEncoder:
     source = text_source(config)
     connectors = checkpoint_of(config).load("connectors", dtype).requires_grad_(False).eval()
     revision = source.revision or "main"
-    with readable(source.model, source.setting, "text encoder"):
+    with readable(source.model, source.setting, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.model, subfolder=source.folder("tokenizer"), revision=revision)
-        gemma = Gemma3ForConditionalGeneration.from_pretrained(
-            source.model, subfolder=source.folder("text_encoder"), revision=revision, dtype=dtype
-        )
+    gemma = load_text_model(Gemma3ForConditionalGeneration, source, dtype, source.folder("text_encoder"))
     check_tokenizer(tokenizer, gemma, source)
     absent: Any = dict.fromkeys(("scheduler", "vae", "audio_vae", "transformer", "vocoder"))
-    return TextEncoder(LTX2Pipeline(**absent, tokenizer=tokenizer, text_encoder=gemma.eval(), connectors=connectors))
+    return TextEncoder(LTX2Pipeline(**absent, tokenizer=tokenizer, text_encoder=gemma, connectors=connectors))

@@ -79,6 +79,9 @@ class SanaVideo(Family):
         instead = self.flavours[self.default_flavour].repo
         transformer = files.transformer_config(config, "SanaVideoTransformer3DModel", instead)
         files.check_vae(config, VAE_KIND, channels=transformer.get("in_channels"), needed_by=self.title)
+        source = files.base_source(config)
+        files.require_folders(source, ("scheduler", *self.subfolders["text"]))
+        files.check_text_width(source, "text_encoder", transformer.get("caption_channels"))
 
     # Text ------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import SanaVideoPipeline
 
-from tunerkit.families.checkpoint_files import base_source, check_tokenizer, readable
+from tunerkit.families.checkpoint_files import base_source, check_tokenizer, load_text_model, readable
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -21,13 +21,17 @@ TOKENS = 300
 
 def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
     """A stock pipeline with tokenizer and text encoder and nothing else, on the CPU."""
+    from transformers import AutoTokenizer, Gemma2Model
+
     source = base_source(config)
-    with readable(source.model, source.setting, "text encoder"):
-        pipeline: Any = SanaVideoPipeline.from_pretrained(
-            source.model, revision=source.revision, transformer=None, vae=None, dtype=dtype
+    with readable(source.model, source.setting, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.model, subfolder="tokenizer", revision=source.revision or "main"
         )
-    check_tokenizer(pipeline.tokenizer, pipeline.text_encoder, source)
-    return pipeline
+    gemma = load_text_model(Gemma2Model, source, dtype)
+    check_tokenizer(tokenizer, gemma, source)
+    absent: Any = dict.fromkeys(("vae", "transformer", "scheduler"))
+    return SanaVideoPipeline(tokenizer=tokenizer, text_encoder=gemma, **absent)
 
 
 def encode(
