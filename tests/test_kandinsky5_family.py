@@ -161,7 +161,7 @@ def test_parts_of_another_checkpoint_are_found_before_anything_is_loaded(
 def project(tmp_path: Path, **changes: Any) -> tk.TrainConfig:
     """Settings of a run on an empty folder of clips; nothing is loaded."""
     video = changes.pop("video", {})
-    dataset = {"id": "clips", "instance_data_dir": str(tmp_path), "caption_strategy": "textfile"}
+    dataset: dict[str, Any] = {"id": "clips", "instance_data_dir": str(tmp_path), "caption_strategy": "textfile"}
     dataset["video"] = {"num_frames": 17, **video}
     settings = {"output_dir": tmp_path.parent / "output", "max_train_steps": 1, "datasets": [dataset]}
     return tk.resolve(tk.TrainConfig(model_family=FAMILY.name, **{**settings, **changes}))
