@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test clean
+.PHONY: help setup demo lint test colab-bed clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +19,8 @@ help:
 	@echo "make setup   create $(VENV) with the versions of constraints.txt"
 	@echo "make demo    train the demo, offline, and show where adapter and videos are"
 	@echo "make lint    ruff and pyright"
-	@echo "make test    lint, then the tests"
+	@echo "make test    lint, then the tests; those in a browser where there is a chromium, TUNERKIT_BROWSER=1 demands them"
+	@echo "make colab-bed   the second environment of the tests, with the versions that Colab has"
 	@echo "make clean   remove what these made, $(VENV) included"
 
 setup: $(STAMP)
@@ -52,6 +53,10 @@ lint: setup
 test: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
+# Without it, and without TUNERKIT_BROWSER=1, its tests are skipped.
+colab-bed: setup
+	$(BIN)/python tests/browser/colab_bed.py
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .colab-bed $(DEMO) build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -308,7 +308,7 @@ def digests(project: Path) -> dict[str, str]:
     return {
         str(path.relative_to(project)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(project.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "status.json") and path.parent.name != "media"
+        if path.is_file() and path.name not in (".lock", "status.json", "events.jsonl") and path.parent.name != "media"
     }
 
 

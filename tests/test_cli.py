@@ -92,7 +92,19 @@ def test_bad_usage_is_one_message_and_status_2(words: list[str], named: str, cap
 def test_help_and_version(capsys: Capture) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for name in ("demo", "dataset", "cache", "train", "validate", "export", "pause", "resume", "stop", "doctor"):
+    for name in (
+        "demo",
+        "dataset",
+        "cache",
+        "train",
+        "validate",
+        "export",
+        "runs",
+        "pause",
+        "resume",
+        "stop",
+        "doctor",
+    ):
         assert re.search(rf"^    {name} ", listed, re.MULTILINE)
         assert main([name, "--help"]) == 0
     capsys.readouterr()

@@ -23,7 +23,7 @@ from tunerkit_widgets.evaluation_plan import EvaluationPlan
 from tunerkit_widgets.form_layout import FOLDED, MAIN, folded_infos
 from tunerkit_widgets.form_state import FormState
 from tunerkit_widgets.guard import guarded
-from tunerkit_widgets.texts import ENGLISH, duration
+from tunerkit_widgets.texts import choose_language, duration, language, languages, texts_of
 from tunerkit_widgets.throttle import Throttle
 
 WIDGETS = Path(tw.__file__).parent
@@ -355,15 +355,28 @@ def test_durations(seconds: float, words: str) -> None:
 
 
 def test_every_text_exists_and_is_used() -> None:
-    files = {path.name: path.read_text() for path in WIDGETS.glob("*.py")}
-    files["texts.py"] = files["texts.py"].partition("def text")[2]
-    literal = set(re.findall(r"""["']([a-z]+\.[a-z_]+)["']""", "\n".join(files.values())))
-    computed = {key for key in ENGLISH if key.startswith(("label.", "group.", "cache."))}
-    assert not set(ENGLISH) - literal - computed
-    assert not {key for key in literal if key.split(".")[0] in {k.split(".")[0] for k in ENGLISH}} - set(ENGLISH)
-    assert {f"label.{name}" for name in MAIN} | {f"group.{name}" for name in FOLDED} <= set(ENGLISH)
-    for value in ENGLISH.values():
-        list(string.Formatter().parse(value))
+    sources = [path.read_text() for path in WIDGETS.glob("*.py")]
+    literal = set(re.findall(r"""["']([a-z]+\.[a-z_]+)["']""", "\n".join(sources)))
+    english = texts_of("en")
+    computed = {key for key in english if key.startswith(("label.", "group.", "cache."))}
+    assert not set(english) - literal - computed - {key for key in english if key.startswith("duration.")}
+    assert not {key for key in literal if key.split(".")[0] in {k.split(".")[0] for k in english}} - set(english)
+    assert {f"label.{name}" for name in MAIN} | {f"group.{name}" for name in FOLDED} <= set(english)
+
+
+def test_translations_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key that English does not have, and the same values in each text."""
+    english = texts_of("en")
+    for code in languages():
+        for key, words in texts_of(code).items():
+            names = [{name for _, name, _, _ in string.Formatter().parse(one) if name} for one in (words, english[key])]
+            assert names[0] == names[1], f"{code}: {key}"
+    monkeypatch.setenv("TUNERKIT_LANG", "en_GB.UTF-8")
+    assert language() == "en"
+    monkeypatch.setenv("TUNERKIT_LANG", "xx")
+    assert language() == "en"
+    with pytest.raises(ValueError, match="there are no texts in 'xx'"):
+        choose_language("xx")
 
 
 def test_only_the_public_surface_of_tunerkit_is_used() -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import ipywidgets as widgets
 import numpy as np
 import pytest
 
@@ -24,6 +23,7 @@ from tunerkit.validation.video_files import write_mp4
 from tunerkit_widgets import surroundings
 from tunerkit_widgets.live_views import Progress, WidgetView
 from tunerkit_widgets.previews import facts, poster, preview
+from tunerkit_widgets.surroundings import show_widget
 from tunerkit_widgets.videos import videos_html, videos_text
 
 MakeConfig = Callable[..., tk.TrainConfig]
@@ -182,12 +182,18 @@ def test_the_page_shows_the_true_end_state(make_config: MakeConfig, monkeypatch:
     trainer = tw.open_trainer(short(make_config, validation_disable=False, validation_step_interval=3))
     live = tw.LiveTraining(trainer, evaluate_every=3)
     seen = _final_states(monkeypatch)
+    ids: list[str] = []
+    monkeypatch.setattr(
+        "tunerkit_widgets.live_views.show_widget",
+        lambda widget, plain: (ids.append(widget.model_id), show_widget(widget, plain))[1],
+    )
     live.run()
     bar, state, plot, gallery = seen
     assert (bar, state.split(" · ")[0]) == ((6, 6), "step 6 of 6")
     assert bytes(plot).startswith(b"\x89PNG")
     assert gallery.count("<video src='data:video/mp4;base64,") == 6
-    assert isinstance(shown[0], widgets.VBox)
+    view = shown[0]["application/vnd.jupyter.widget-view+json"]
+    assert (view["model_id"], shown[0]["text/plain"]) == (ids[0], "step 0 of 6")
 
 
 @pytest.mark.usefixtures("on_page")

@@ -34,6 +34,21 @@ _WHERE = {
     "Trainer": "tunerkit.training.trainer",
     "StepResult": "tunerkit.training.results",
     "Rendering": "tunerkit.validation.render",
+    "runs": "tunerkit.running.launch",
+    "start": "tunerkit.running.launch",
+    "attach": "tunerkit.running.launch",
+    "Run": "tunerkit.running.run",
+    "RunStatus": "tunerkit.running.status",
+    "CheckpointInfo": "tunerkit.running.results",
+    "sweep": "tunerkit.batch",
+    "plan_sweep": "tunerkit.batch",
+    "read_sweep": "tunerkit.batch",
+    "SweepResult": "tunerkit.batch",
+    "SweepRow": "tunerkit.batch",
+    "CaptionFiles": "tunerkit.data.caption_files",
+    "CaptionConflictError": "tunerkit.data.caption_files",
+    "decode": "tunerkit.data.decode",
+    "write_mp4": "tunerkit.validation.video_files",
     "doctor": "tunerkit.machine_check",
     "TunerkitError": "tunerkit.errors",
     "ConfigError": "tunerkit.errors",
@@ -42,26 +57,40 @@ _WHERE = {
     "CheckpointError": "tunerkit.errors",
     "MissingExtraError": "tunerkit.errors",
     "NonFiniteLossError": "tunerkit.errors",
+    "OutOfMemoryError": "tunerkit.errors",
+    "RunFailedError": "tunerkit.errors",
 }
-_MODULES = ("demo", "families")
+_MODULES = ("batch", "demo", "families")
 
 __all__ = [
+    "CaptionConflictError",
+    "CaptionFiles",
     "CheckpointError",
+    "CheckpointInfo",
     "ConfigError",
     "DatasetError",
     "DatasetReport",
     "MissingExtraError",
     "ModelError",
     "NonFiniteLossError",
+    "OutOfMemoryError",
     "Rendering",
+    "Run",
+    "RunFailedError",
+    "RunStatus",
     "SettingInfo",
     "StepResult",
+    "SweepResult",
+    "SweepRow",
     "TrainConfig",
     "Trainer",
     "TunerkitError",
     "__version__",
+    "attach",
+    "batch",
     "build_cache",
     "cache_report",
+    "decode",
     "demo",
     "describe",
     "doctor",
@@ -69,16 +98,25 @@ __all__ = [
     "family",
     "inspect_dataset",
     "load_config",
+    "plan_sweep",
     "prune_cache",
+    "read_sweep",
     "resolve",
+    "runs",
+    "start",
+    "sweep",
+    "write_mp4",
 ]
 
 if TYPE_CHECKING:
-    from tunerkit import demo, families
+    from tunerkit import batch, demo, families
+    from tunerkit.batch import SweepResult, SweepRow, plan_sweep, read_sweep, sweep
     from tunerkit.cache.build import build_cache
     from tunerkit.cache.census import cache_report, prune_cache
     from tunerkit.config import SettingInfo, describe
     from tunerkit.config.settings import TrainConfig
+    from tunerkit.data.caption_files import CaptionConflictError, CaptionFiles
+    from tunerkit.data.decode import decode
     from tunerkit.data.inspect import inspect_dataset
     from tunerkit.data.report import DatasetReport
     from tunerkit.errors import (
@@ -88,14 +126,21 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelError,
         NonFiniteLossError,
+        OutOfMemoryError,
+        RunFailedError,
         TunerkitError,
     )
     from tunerkit.families.base import Family
     from tunerkit.machine_check import doctor
     from tunerkit.project import load_config, resolve
+    from tunerkit.running.launch import attach, runs, start
+    from tunerkit.running.results import CheckpointInfo
+    from tunerkit.running.run import Run
+    from tunerkit.running.status import RunStatus
     from tunerkit.training.results import StepResult
     from tunerkit.training.trainer import Trainer
     from tunerkit.validation.render import Rendering
+    from tunerkit.validation.video_files import write_mp4
 
 
 def family(name: str) -> Family:

@@ -16,7 +16,8 @@ from typing import NoReturn
 
 from tunerkit import __version__
 from tunerkit.cli_output import explain, fail, plain_output, warn
-from tunerkit.errors import NonFiniteLossError, TunerkitError
+from tunerkit.cli_sweep import add_sweep
+from tunerkit.errors import NonFiniteLossError, OutOfMemoryError, TunerkitError
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 _OVERRIDE = re.compile(r"-{0,2}([A-Za-z][\w.\-\[\]]*)=(.*)", re.DOTALL)
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return getattr(cli_commands, f"run_{arguments.command}")(arguments)
         except SystemExit as end:  # --help and --version
             return DONE if end.code is None else int(end.code)
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, OutOfMemoryError) as error:
             fail(str(error))
             return FAILED
         except TunerkitError as error:
@@ -134,12 +135,15 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, choices=("diffusers", "comfyui"), help="key layout of the file")
     export.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
 
+    runs = add("runs", "list the runs of a folder: what they do, how far they are")
+    runs.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="where to look (default: here)")
     for name, text in (
         ("pause", "let a running training wait after its current step"),
         ("resume", "let a paused training go on"),
         ("stop", "end a running training after its current step, with a checkpoint"),
     ):
         add(name, text).add_argument("output_dir", metavar="OUTPUT_DIR", help="output_dir of the run")
+    add_sweep(add)
     add("doctor", "check this machine: GPU, memory, disk, packages")
     return parser
 

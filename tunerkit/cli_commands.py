@@ -6,23 +6,23 @@ import argparse
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.cli_output import encoding_progress, process_rank, quiet_libraries, say
+from tunerkit.cli_output import encoding_progress, process_rank, quiet_libraries, runs_table, say
+from tunerkit.cli_sweep import run_sweep as run_sweep
 from tunerkit.errors import CheckpointError, ConfigError, Problem, TunerkitError
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
+    from tunerkit.running.run import Run
     from tunerkit.training.trainer import Trainer
     from tunerkit.validation.render import Rendering
 
 logger = logging.getLogger("tunerkit")
 BASE = "base"
 """`--checkpoint base`: the model without training."""
-ENDED = ("done", "stopped", "failed")
-"""States of status.json after which no process looks at control.json any more."""
 
 
 def load(arguments: argparse.Namespace, **settings: Any) -> TrainConfig:
@@ -97,11 +97,9 @@ def run_cache(arguments: argparse.Namespace) -> int:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    config = load(arguments)
-    quiet_libraries()
     from tunerkit.cli_train import train
 
-    train(config)
+    train(load(arguments))
     return 0
 
 
@@ -187,32 +185,33 @@ def describe(video: Rendering) -> str:
 
 
 def run_pause(arguments: argparse.Namespace) -> int:
-    return _command(arguments, "pause", "waits after its current step; `resume` lets it go on")
+    return _command(arguments, lambda run: run.pause(), "waits after its current step; `resume` lets it go on")
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
-    return _command(arguments, "run", "goes on")
+    return _command(arguments, lambda run: run.resume(), "goes on")
 
 
 def run_stop(arguments: argparse.Namespace) -> int:
-    return _command(arguments, "stop", "saves a checkpoint after its current step and ends")
+    return _command(arguments, lambda run: run.stop(), "saves a checkpoint after its current step and ends")
 
 
-def _command(arguments: argparse.Namespace, command: Any, effect: str) -> int:
+def _command(arguments: argparse.Namespace, send: Callable[[Run], None], effect: str) -> int:
     """Leave a command for the run in a folder, if one is going on there."""
-    from tunerkit.files import process_runs, read_json
-    from tunerkit.training.run_folder import send_command
+    from tunerkit.running.launch import attach
 
-    folder = Path(arguments.output_dir).expanduser().absolute()
-    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
-    state, pid = status.get("state"), status.get("pid")
-    if state in ENDED or (isinstance(pid, int) and not process_runs(pid)):
-        raise TunerkitError(
-            f"no training is running in {folder} (it is {state if state in ENDED else 'dead'} at step "
-            f"{status.get('step')} of {status.get('total_steps')}). Fix: start it with python -m tunerkit train"
-        )
-    send_command(folder, command)
-    say(f"the training in {folder} {effect}")
+    run = attach(arguments.output_dir)
+    send(run)
+    say(f"the training in {run.output_dir} {effect}")
+    return 0
+
+
+def run_runs(arguments: argparse.Namespace) -> int:
+    from tunerkit.running.launch import runs
+
+    found = runs(arguments.folder)
+    for line in runs_table(found, Path(arguments.folder).expanduser().absolute()):
+        say(line)
     return 0
 
 

@@ -12,7 +12,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunerkit.running.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from tunerkit.running.run import Run
 
 _NOISY = ("accelerate", "diffusers", "huggingface_hub", "imageio", "imageio_ffmpeg", "peft", "torch", "transformers")
 
@@ -45,7 +52,7 @@ def explain(error: Exception) -> None:
     traceback.print_exception(error, file=sys.stderr)
     reason = next(iter(str(error).splitlines()), "").rstrip(".")
     message = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         message += (
             ". Out of memory. Fix: gradient_checkpointing = true, train_batch_size = 1, fewer frames "
             "(video.num_frames) or a lower resolution"
@@ -138,3 +145,23 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def runs_table(runs: Sequence[Run], top: Path) -> list[str]:
+    """A line per run: its folder, state, step, loss, and how long ago it wrote last.
+
+    Args:
+        runs: in the order to show.
+        top: folder that the runs' folders are named from.
+    """
+    if not runs:
+        return [f"no run at or below {top}"]
+    rows = [("folder", "state", "step", "loss", "when")]
+    for run in runs:
+        status = run.status
+        step = f"{status.step}/{status.total_steps}" if status.total_steps else str(status.step)
+        loss = "" if status.loss is None else f"{status.loss:.5f}"
+        when = "" if status.heartbeat is None else f"{duration(max(0.0, time.time() - status.heartbeat))} ago"
+        rows.append((os.path.relpath(run.output_dir, top), status.state, step, loss, when))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

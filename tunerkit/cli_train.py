@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunerkit.cli_commands import describe
-from tunerkit.cli_output import duration, encoding_progress, say
+from tunerkit.cli_output import duration, encoding_progress, process_rank, quiet_libraries, say
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -81,15 +84,35 @@ def train(config: TrainConfig) -> None:
     Raises:
         KeyboardInterrupt: after an interrupt, when the checkpoint is saved.
     """
+    from tunerkit.training.run_folder import RunFolder
     from tunerkit.training.trainer import Trainer
 
     trainer = Trainer(config)
+    folder = RunFolder(trainer.config.output_path)
+    with _ending_on_sigterm():
+        try:
+            if process_rank() == 0:
+                folder.lock()  # before torch is loaded: whoever watches the folder sees a sign of life at once
+            quiet_libraries()
+            trainer.prepare(progress=encoding_progress(), folder=folder)
+            _run(trainer)
+        finally:
+            trainer.close()
+            folder.close()
+            _leave_process_group()
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the preparation as Ctrl-C does; once steps are taken, they handle both."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        trainer.prepare(progress=encoding_progress())
-        _run(trainer)
+        yield
     finally:
-        trainer.close()
-        _leave_process_group()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(trainer: Trainer) -> None:
@@ -97,7 +120,7 @@ def _run(trainer: Trainer) -> None:
     say(_opening(trainer))
     printer = StepPrinter(total, first)
     started, last = time.monotonic(), None
-    for result in trainer.steps():
+    for result in trainer.steps(evaluate=True):
         if last is None and first == 0:
             _show_base_videos(trainer.config.output_path)
         printer.step(result)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunerkit.running.status import RunStatus
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,34 @@ class MissingExtraError(TunerkitError):
 
 class NonFiniteLossError(TunerkitError):
     """The loss or a gradient became NaN or infinite; nothing was updated and the last checkpoint is whole."""
+
+
+class OutOfMemoryError(TunerkitError):
+    """A GPU or the machine has too little memory for the settings.
+
+    Args:
+        reason: what was tried, for example "CUDA out of memory. Tried to allocate 2.00 GiB".
+        hint: what to change.
+    """
+
+    def __init__(self, reason: str, hint: str) -> None:
+        self.reason, self.hint = reason, hint
+        super().__init__(f"memory ran out ({reason}). Fix: {hint}")
+
+
+class RunFailedError(TunerkitError):
+    """A training in a process of its own failed or died.
+
+    Args:
+        status: its last status.
+        folder: its output folder.
+    """
+
+    def __init__(self, status: RunStatus, folder: object) -> None:
+        self.status = status
+        words = [f"the training in {folder} {status.state}: {status.error or 'see out.log'}"]
+        if status.hint:
+            words.append(f"Fix: {status.hint}")
+        if status.log:
+            words.append("\n".join(["The last lines of out.log:", *(f"  {line}" for line in status.log)]))
+        super().__init__("\n".join(words))

@@ -26,7 +26,6 @@ _FSDP = "the model is not sharded"
 _TRACKER = "metrics.jsonl in output_dir holds every step"
 _HUB = "results stay in output_dir"
 _PREVIEW = "a video is shown when it is finished"
-_EVALUATION = "no evaluation loss is computed"
 _QUANTISED = "weights keep the mixed_precision dtype"
 _CACHE = "everything is encoded once, before the first step"
 _DENSITY = "timesteps follow the family's official density"
@@ -169,11 +168,9 @@ INACTIVE: dict[str, str] = {
     "validation_adapter_path": "the trained adapter is rendered",
     "validation_external_script": "videos are rendered in the run itself",
     "evaluation_type": "rendered videos are not scored",
-    "eval_steps_interval": _EVALUATION,
-    "eval_epoch_interval": _EVALUATION,
-    "eval_timesteps": _EVALUATION,
-    "eval_loss_disable": _EVALUATION,
-    "eval_dataset_pooling": _EVALUATION,
+    "eval_epoch_interval": "use eval_steps_interval",
+    "eval_timesteps": "the loss is evaluated at 8 noise levels",
+    "eval_dataset_pooling": "one loss is evaluated over all evaluation datasets",
     # checkpoints
     "checkpoint_epoch_interval": "use checkpoint_step_interval",
     "checkpoints_rolling_interval": "use checkpoint_step_interval",

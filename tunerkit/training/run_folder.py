@@ -1,29 +1,45 @@
-"""The files of a run that other programs read: lock, metrics, status, control.
+"""The files of a run that other programs read: lock, metrics, evaluation, events, status, control.
 
-`metrics.jsonl` has one JSON object per optimizer step; `status.json` says what the run is doing; a person or a button
-writes `control.json`. The lock keeps two programs from training into one folder; it falls when its process ends,
-however it ends.
+`metrics.jsonl` has one JSON object per optimizer step, `evaluation.jsonl` one per evaluation, `events.jsonl` one per
+thing that happened; `status.json` says what the run is doing; a person or a button writes `control.json`. The lock
+keeps two programs from training into one folder; it falls when its process ends, however it ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-import socket
+import statistics
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 from tunerkit.errors import TunerkitError
 from tunerkit.files import write_atomically
+from tunerkit.running.control import Command, Control, Orders, write_command
+from tunerkit.running.json_files import JsonLines, JsonLinesWriter
+from tunerkit.running.locks import FileLock
+from tunerkit.running.memory import measured_memory
+from tunerkit.running.status import ENDED, STATUS_FILE, StatusWriter
 
-Command = Literal["run", "pause", "stop", "save", "validate"]
-STATUS_SECONDS = 1.0
-"""Shortest time between two writes of an unchanged state to status.json."""
+__all__ = ["Command", "RunFolder", "read_metrics", "send_command"]
+
+logger = logging.getLogger("tunerkit")
+LOCK_FILE, METRICS_FILE = ".lock", "metrics.jsonl"
+EVALUATION_FILE, EVENTS_FILE = "evaluation.jsonl", "events.jsonl"
+RECENT_STEPS = 20
+"""Steps whose median duration the status tells."""
 
 
 class RunFolder:
     """The files of one run under `output_dir`.
+
+    Attributes:
+        device: where the run trains, as torch names it; the status tells its memory.
 
     Raises:
         TunerkitError: if the folder cannot be written.
@@ -41,139 +57,188 @@ class RunFolder:
                 f"output_dir = {str(output_dir)!r} cannot be written ({error.strerror}). Fix: choose a folder you may "
                 "write to"
             ) from error
-        self._lock: IO[str] | None = None
-        self._metrics: IO[str] | None = None
-        self._status: tuple[str, float] = ("", 0.0)
-        self._control_seen = 0
+        self.device: str | None = None
+        self._lock = FileLock(output_dir / LOCK_FILE)
+        self._metrics = JsonLinesWriter(output_dir / METRICS_FILE)
+        self._evaluations = JsonLinesWriter(output_dir / EVALUATION_FILE)
+        self._events = JsonLinesWriter(output_dir / EVENTS_FILE)
+        self._event_number = 0
+        self._status = StatusWriter(output_dir, lambda: measured_memory(self.device))
+        self._control = Control(output_dir)
+        self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._warnings = _WarningEvents(self)
+        self._lines_lost = False
 
     # Lock ------------------------------------------------------------------------------------------------------
 
     def lock(self) -> None:
-        """Claim the folder for this process; does nothing when it is claimed already.
+        """Claim the folder for this process and begin the heartbeat; does nothing when it is claimed already.
 
         Raises:
             TunerkitError: if another process trains into it.
         """
-        if self._lock is not None:
+        if self._lock.held:
             return
-        handle = (self.path / ".lock").open("a+", encoding="utf-8")
-        if not _try_lock(handle):
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            handle.close()
+        if not self._lock.acquire():
             raise TunerkitError(
-                f"output_dir = {str(self.path)!r} is in use by {owner}. Fix: wait for it, stop it, or choose another "
-                "output_dir"
+                f"output_dir = {str(self.path)!r} is in use by {self._lock.owner()}. Fix: wait for it, stop it, or "
+                "choose another output_dir"
             )
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
-        self._lock = handle
+        self._control.clear()  # commands that were meant for an earlier process
+        events = JsonLines(self.path / EVENTS_FILE).rows()
+        self._event_number = max((int(row.get("number") or 0) for row in events), default=0)
+        self._status.start("preparing", activity="starting")
+        self.event("state", 0, "preparing")
+        logger.addHandler(self._warnings)
 
     def close(self) -> None:
-        """Give up the lock and close the files."""
-        for handle in (self._lock, self._metrics):
-            if handle is not None:
-                handle.close()
-        self._lock = self._metrics = None
+        """Give up the lock; a run that was neither done nor failed is stopped."""
+        if not self._lock.held:
+            return
+        logger.removeHandler(self._warnings)
+        if self.state not in ENDED:
+            self._status.update(state="stopped", activity="")
+        self._status.close()
+        self._lock.release()
 
-    # Metrics ---------------------------------------------------------------------------------------------------
+    # Metrics, evaluations and events ---------------------------------------------------------------------------
 
     @property
     def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     def keep_metrics(self, last_step: int) -> None:
-        """Drop lines after `last_step`, and a torn last line, so that the file continues where the run does."""
-        kept = [json.dumps(row) for row in read_metrics(self.metrics_path) if row["step"] <= last_step]
-        write_atomically(self.metrics_path, "".join(f"{line}\n" for line in kept))
+        """Drop metrics and evaluations after `last_step`, so that the files continue where the run does."""
+        for path in (self.metrics_path, self.path / EVALUATION_FILE):
+            kept = [json.dumps(row) for row in read_metrics(path) if row["step"] <= last_step]
+            if kept or path.exists():
+                write_atomically(path, "".join(f"{line}\n" for line in kept))
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Append one line."""
-        if self._metrics is None:
-            self._metrics = self.metrics_path.open("a", encoding="utf-8", buffering=1)
-        self._metrics.write(json.dumps(row) + "\n")
+    def log(self, row: dict[str, Any], total: int) -> None:
+        """Append the line of a step and tell it in the status."""
+        self._append(self._metrics, row)
+        self._seconds.append(row["seconds"])
+        self._tell(
+            "running",
+            step=row["step"],
+            total_steps=total,
+            loss=row["loss"],
+            lr=row["lr"],
+            seconds=statistics.median(self._seconds),
+        )
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
         """Append one line to evaluation.jsonl."""
-        with (self.path / "evaluation.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._append(self._evaluations, row)
+        self.event("evaluation", row["step"], f"loss at fixed noise {row['loss']:.5f}", loss=row["loss"])
+
+    def evaluated_steps(self) -> set[int]:
+        """Steps whose loss at fixed noise is known."""
+        return {row["step"] for row in read_metrics(self.path / EVALUATION_FILE)}
+
+    def event(self, kind: str, step: int, text: str, **more: Any) -> None:
+        """Append one line to events.jsonl.
+
+        Args:
+            kind: state, checkpoint, video, evaluation, warning or error.
+            step: optimizer steps done.
+            text: what happened, for a person.
+            more: facts for programs.
+        """
+        self._event_number += 1
+        row = {"number": self._event_number, "time": time.time(), "kind": kind, "step": step, "text": text, **more}
+        self._append(self._events, row)
+
+    def _append(self, writer: JsonLinesWriter, row: dict[str, Any]) -> None:
+        """A line that cannot be written is said once: the training is worth more than its record."""
+        error = writer.append(row)
+        if error is not None and not self._lines_lost:
+            self._lines_lost = True  # first: the warning is an event itself
+            logger.warning("%s cannot be written (%s); training goes on", writer.path, error.strerror)
 
     # Status and control ----------------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
         """The state last written to status.json by this process; empty before the first."""
-        return self._status[0]
+        return self._status.state
 
-    def status(self, state: str, step: int, total: int, **more: Any) -> None:
-        """Write status.json; an unchanged state is written at most once a second."""
-        now = time.time()
-        if state == self._status[0] and now - self._status[1] < STATUS_SECONDS:
-            return
-        self._status = (state, now)
-        row = {"state": state, "step": step, "total_steps": total, "pid": os.getpid(), "time": now, **more}
-        write_atomically(self.path / "status.json", json.dumps(row))
+    @property
+    def step(self) -> int:
+        """The step last written to status.json by this process."""
+        return self._status.step
 
-    def command(self) -> Command:
-        """The last command written to control.json; "save" and "validate" are reported once."""
-        path = self.path / "control.json"
-        try:
-            changed = path.stat().st_mtime_ns
-            command = json.loads(path.read_text(encoding="utf-8")).get("command", "run")
-        except (OSError, ValueError, AttributeError):
-            return "run"
-        if command in ("save", "validate"):
-            if changed == self._control_seen:
-                return "run"
-            self._control_seen = changed
-        return command if command in ("pause", "stop", "save", "validate") else "run"
+    def status(self, state: str, step: int, total: int, *, activity: str = "", **more: Any) -> None:
+        """Write status.json; a changed state becomes an event."""
+        self._tell(state, step=step, total_steps=total, activity=activity, **more)
+
+    def activity(self, words: str) -> None:
+        """Say what is done within the present state; empty when it is what the state says."""
+        self._status.update(activity=words)
+
+    @contextlib.contextmanager
+    def meanwhile(self, state: str) -> Iterator[None]:
+        """Tell `state` in status.json, and afterwards what it told before."""
+        before = self.state
+        self._tell(state)
+        yield
+        self._tell(before)
+
+    def fail(self, message: str, hint: str | None = None) -> None:
+        """Say in status and events why the run failed."""
+        self._status.update(state="failed", activity="", error=message, hint=hint)
+        self.event("error", self.step, message, hint=hint)
+
+    def _tell(self, state: str, **facts: Any) -> None:
+        changed = state != self.state
+        if changed:
+            facts = {"activity": "", **facts}
+        self._status.update(state=state, **facts)
+        if changed:
+            self.event("state", self.step, state)
+
+    def orders(self) -> Orders:
+        """What control.json asks for; "save" and "validate" are reported once."""
+        return self._control.orders()
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether control.json asks the run to end."""
+        return self._control.stop_asked
 
     def clear_control(self) -> None:
-        """Forget commands that were meant for an earlier process."""
-        (self.path / "control.json").unlink(missing_ok=True)
+        """Forget what was asked for."""
+        self._control.clear()
+
+
+class _WarningEvents(logging.Handler):
+    """Puts the warnings of the process that trains into events.jsonl."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(logging.WARNING)
+        self._folder = folder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._folder.event("warning", self._folder.step, record.getMessage())
 
 
 def send_command(output_dir: str | Path, command: Command) -> None:
     """Tell the run in `output_dir` what to do; it looks once per step.
 
     Raises:
-        TunerkitError: if there is no run.
+        TunerkitError: if there is no run, or control.json cannot be written.
     """
     folder = Path(output_dir)
-    if not (folder / "status.json").is_file():
+    if not (folder / STATUS_FILE).is_file():
         raise TunerkitError(f"{folder} holds no run (no status.json). Fix: give the output_dir of a started run")
-    write_atomically(folder / "control.json", json.dumps({"command": command, "time": time.time()}))
+    try:
+        write_command(folder, command)
+    except OSError as error:
+        raise TunerkitError(
+            f"{folder / 'control.json'} cannot be written ({error.strerror}). Fix: make space, or allow writing there"
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics.jsonl, oldest first; empty if there is no file."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the line that was being written when the process was killed
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
-
-
-def _try_lock(handle: IO[str]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    return [row for row in JsonLines(path).rows() if isinstance(row.get("step"), int)]

@@ -5,41 +5,36 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import tunerkit.families as families
-from tunerkit.cache.build import Progress, build_cache
-from tunerkit.cache.entries import Cache
+from tunerkit.cache.build import Progress
 from tunerkit.cache.store import CacheEntryError
-from tunerkit.data.inspect import inspect_dataset
 from tunerkit.data.report import DatasetReport
 from tunerkit.devices import free_memory, run_device
-from tunerkit.dtypes import model_dtype
-from tunerkit.errors import CheckpointError, ConfigError, DatasetError, TunerkitError
+from tunerkit.errors import CheckpointError, ConfigError, TunerkitError
 from tunerkit.project import resolve
+from tunerkit.running.control import Orders
 from tunerkit.training.checkpoints import find_checkpoint, remove_temporary, save_checkpoint
+from tunerkit.training.evaluation_plan import EvaluationPlan
+from tunerkit.training.failures import explained_memory, told_failures
+from tunerkit.training.loaded import Loaded, load
+from tunerkit.training.preparing import cached_samples
 from tunerkit.training.results import StepResult
-from tunerkit.training.run_folder import Command, RunFolder
+from tunerkit.training.run_folder import RunFolder
 from tunerkit.training.schedules import learning_rate
 from tunerkit.training.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tunerkit.config.settings import TrainConfig
-    from tunerkit.data.samples import Sample
-    from tunerkit.training.batches import BatchSource
-    from tunerkit.training.engine import Engine
     from tunerkit.training.export import LoraFormat
-    from tunerkit.training.state import Fingerprint
-    from tunerkit.validation.render import Renderer, Rendering
+    from tunerkit.validation.render import Rendering
 
 logger = logging.getLogger("tunerkit")
 PAUSE_SECONDS = 0.5
-_T = TypeVar("_T")
 
 
 class Trainer:
@@ -66,8 +61,10 @@ class Trainer:
         self._check_before_loading()
         self.report: DatasetReport | None = None
         self.global_step = 0
-        self._state: _Loaded | None = None
+        self._state: Loaded | None = None
         self._stop_asked = False
+        self._evaluations = EvaluationPlan(0 if self.config.eval_loss_disable else self.config.eval_steps_interval)
+        self._trained = 0.0  # seconds of this process's steps
 
     def _check_before_loading(self) -> None:
         from tunerkit.training.optimizers import check_optimizer
@@ -81,92 +78,56 @@ class Trainer:
 
     # Preparation -----------------------------------------------------------------------------------------------
 
-    def prepare(self, *, progress: Progress | bool = True) -> Trainer:
+    def prepare(self, *, progress: Progress | bool = True, folder: RunFolder | None = None) -> Trainer:
         """Claim the output folder, look at the clips, fill the cache, load the model, resume. Safe to call twice.
 
         Args:
             progress: how to show the encoding of clips, as for `build_cache`.
+            folder: the output folder, where the caller has claimed it already.
 
         Raises:
             DatasetError: if no clip is usable.
             ModelError: if the base model is missing or of another family.
             CheckpointError: if an explicitly named checkpoint cannot be used.
+            OutOfMemoryError: if the model does not fit; the message says what to change.
+            StoppedEarlyError: if control.json asked the run to end while clips were encoded.
         """
         if self._state is not None:
             return self
         from accelerate import PartialState
 
         processes = PartialState(cpu=self.config.device == "cpu")
-        folder = RunFolder(self.config.output_path)
+        folder = folder or RunFolder(self.config.output_path)
         if processes.is_main_process:
             folder.lock()
             remove_temporary(folder.path)  # what killed runs left; also finishes a replacement they had begun
         try:
-            with processes.main_process_first():
-                samples, evaluated = self._cached_samples(progress)
-            self._state = self._load(folder, samples, evaluated, processes)
-            if self.config.resume_from_checkpoint:
-                self.load_checkpoint(self.config.resume_from_checkpoint, missing_ok=True)
-            if processes.is_main_process:  # last: a refused resumption leaves the folder as it was
-                self.config.save(folder.path / "config.json")
-                folder.clear_control()
+            with told_failures(folder, self.config, main=processes.is_main_process):
+                self._prepare(folder, processes, progress)
         except BaseException:
             self._state = None
             folder.close()
+            free_memory()
             raise
         return self
 
-    def _cached_samples(self, progress: Progress | bool) -> tuple[list[Sample], list[Sample]]:
-        """Usable samples whose latents are cached, of training and of evaluation; fills the cache first."""
-        self.report = inspect_dataset(self.config)
-        result = build_cache(self.config, report=self.report, progress=progress)
-        failed = {failure.file for failure in result.failures}
-        samples = [sample for sample in self.report.require_samples() if sample.file not in failed]
-        if not samples:
-            raise DatasetError(f"every clip failed while it was encoded:\n{result}")
-        held_out = inspect_dataset(self.config, purpose="eval").samples if self.config.eval_datasets else ()
-        wanted = self.config.eval_dataset_id
-        return samples, [s for s in held_out if s.file not in failed and wanted in (None, s.dataset)]
-
-    def _load(
-        self, folder: RunFolder, samples: Sequence[Sample], evaluated: Sequence[Sample], processes: Any
-    ) -> _Loaded:
-        from tunerkit.training.batches import BatchSource
-        from tunerkit.training.engine import Engine
-        from tunerkit.training.state import Fingerprint
-        from tunerkit.validation.render import Renderer
-
-        config, device = self.config, run_device(self.config)
-        cache = Cache(config, self.family)
-        # First: what is wrong with its inputs is known before a large model is loaded.
-        renderer = Renderer(config, self.family, cache, device, folder.path / "validation", evaluated or samples)
-        transformer = self.family.load_transformer(config, model_dtype(config))
-        engine = Engine(config, self.family, transformer, device, processes.num_processes)
-        if config.init_lora:
-            from tunerkit.training.export import read_lora
-
-            read_lora(engine, config.init_lora)
-        source = BatchSource(config, self.family, cache, samples)
-        for remark in source.plan.remarks:
-            logger.warning("%s", remark)
-        if any(sample.is_i2v for sample in samples) and renderer.prompts and not renderer.has_images:
-            logger.warning(
-                "image to video is trained (video.is_i2v), but every validation prompt renders text to video: give "
-                "first frames in validation_input"
-            )
-        return _Loaded(
-            folder=folder,
-            engine=engine,
-            source=source,
-            evaluated=evaluated or samples,
-            renderer=renderer,
-            fingerprint=Fingerprint.of(config, samples, processes.num_processes),
-            processes=processes.num_processes,
-            rank=processes.process_index,
-        )
+    def _prepare(self, folder: RunFolder, processes: Any, progress: Progress | bool) -> None:
+        main = processes.is_main_process
+        folder.device = str(run_device(self.config))
+        told = folder if main else None
+        with processes.main_process_first():
+            self.report, samples, evaluated = cached_samples(self.config, told, progress)
+        if main:
+            folder.activity("loading the model")
+        self._state = load(self.config, self.family, folder, samples, evaluated, processes)
+        if self.config.resume_from_checkpoint:
+            self.load_checkpoint(self.config.resume_from_checkpoint, missing_ok=True)
+        if main:  # last: a refused resumption leaves the folder as it was
+            self.config.save(folder.path / "config.json")
+            folder.status("preparing", self.global_step, self.total_steps, activity="ready")
 
     @property
-    def loaded(self) -> _Loaded:
+    def loaded(self) -> Loaded:
         """What `prepare()` loaded.
 
         Raises:
@@ -196,7 +157,12 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: before anything is updated, naming the samples.
+            OutOfMemoryError: if it does not fit into memory; the message says what to change.
         """
+        with explained_memory(self.config, self.loaded.engine.weights.zero_gradients):
+            return self._step()
+
+    def _step(self) -> StepResult:
         started = time.perf_counter()
         loaded, step = self.loaded, self.global_step
         numbers = self._batch_numbers(step)
@@ -222,8 +188,8 @@ class Trainer:
             if not loaded.metrics_continue:  # the first step since loading: later lines are of a course given up
                 loaded.folder.keep_metrics(step)
                 loaded.metrics_continue = True
-            loaded.folder.log(result.row())
-            loaded.folder.status("running", self.global_step, self.total_steps, seconds=result.seconds)
+            loaded.folder.log(result.row(), self.total_steps)
+        self._trained += result.seconds
         return result
 
     def _batch_numbers(self, step: int) -> list[int]:
@@ -232,7 +198,7 @@ class Trainer:
         first = step * accumulation
         return [(first + i) * loaded.processes + loaded.rank for i in range(accumulation)]
 
-    def steps(self, count: int | None = None) -> Iterator[StepResult]:
+    def steps(self, count: int | None = None, *, evaluate: bool = False) -> Iterator[StepResult]:
         """Steps until `count` are done or the run is complete, with checkpoints and validation when they are due.
 
         The base model is rendered before the first step. An interrupt (Ctrl-C, the notebook's stop button, SIGTERM)
@@ -241,9 +207,11 @@ class Trainer:
 
         Args:
             count: number of steps, at least 0; None for all that are left.
+            evaluate: also measure the loss at fixed noise, as often as `eval_steps_interval` says.
 
         Raises:
             TunerkitError: if `count` is not such a number.
+            OutOfMemoryError: if a step does not fit into memory; the message says what to change.
 
         Yields:
             the result of each step, with the checkpoint and the videos made after it.
@@ -252,43 +220,52 @@ class Trainer:
             raise TunerkitError(f"steps({count!r}): the number of steps must be a whole number from 0. Fix: steps(100)")
         self._stop_asked = False
         last = self.total_steps if count is None else min(self.total_steps, self.global_step + count)
-        with StopRequest() as stop, self._failure_in_status():
+        with StopRequest() as stop, self._told_failures():
             if self.global_step < last:
                 self._render_base_model()
+                self._evaluate_if(evaluate)
             while self.global_step < last:
-                command, interrupted = self.loaded.agree((self._next_command(stop), stop.requested))
-                if interrupted or command == "stop":
+                orders, interrupted = self.loaded.agree((self._next_orders(stop), stop.requested))
+                if interrupted or orders.mode == "stop":
                     self._save_and_rest()
                     if interrupted:
                         raise KeyboardInterrupt
                     return
-                yield self._after_step(self.step(), command)
+                if orders.mode == "pause":  # with something to do meanwhile
+                    self._fulfil(orders.requests)
+                    continue
+                result = self._after_step(self.step(), orders.requests)
+                self._evaluate_if(evaluate, saved=result.checkpoint is not None)
+                yield result
             if self.done:
                 self.finish()
 
     @contextlib.contextmanager
-    def _failure_in_status(self) -> Iterator[None]:
+    def _told_failures(self) -> Iterator[None]:
         """Leave the reason of a failure in status.json, for whoever watches the folder."""
-        try:
-            yield
-        except CacheEntryError as error:  # the weights are those of the last whole step: keep them
-            path = self.save_checkpoint()
-            raise CacheEntryError(
-                f"{str(error).rstrip('.')}. The training up to step {self.global_step} is saved in {path.name}"
-            ) from error
-        except Exception as error:
-            if self.loaded.is_main:
-                self.loaded.folder.status("failed", self.global_step, self.total_steps, error=str(error))
-            raise
+        with told_failures(self.loaded.folder, self.config, main=self.loaded.is_main):
+            try:
+                yield
+            except CacheEntryError as error:  # the weights are those of the last whole step: keep them
+                path = self.save_checkpoint()
+                raise CacheEntryError(
+                    f"{str(error).rstrip('.')}. The training up to step {self.global_step} is saved in {path.name}"
+                ) from error
 
-    def _after_step(self, result: StepResult, command: Command) -> StepResult:
+    def _after_step(self, result: StepResult, requests: Collection[str]) -> StepResult:
         """Save and render what is due after a step, or was asked for."""
-        checkpoint, videos = None, ()
-        if command == "save" or _due(self.global_step, self.config.checkpoint_step_interval, self.done):
-            checkpoint = self.save_checkpoint()
-        if command == "validate" or _due(self.global_step, self.config.validation_step_interval, self.done):
-            videos = tuple(self.validate())
+        due = set(requests)
+        if _due(self.global_step, self.config.checkpoint_step_interval, self.done):
+            due.add("save")
+        if _due(self.global_step, self.config.validation_step_interval, self.done):
+            due.add("validate")
+        checkpoint, videos = self._fulfil(due)
         return replace(result, checkpoint=checkpoint, videos=videos)
+
+    def _fulfil(self, requests: Collection[str]) -> tuple[Path | None, tuple[Rendering, ...]]:
+        """Save a checkpoint, render the validation prompts, both or nothing."""
+        checkpoint = self.save_checkpoint() if "save" in requests else None
+        return checkpoint, tuple(self.validate()) if "validate" in requests else ()
 
     def _render_base_model(self) -> None:
         """The base model's videos, once, at step 0: what every later video is compared with."""
@@ -297,15 +274,33 @@ class Trainer:
         if self.global_step == 0 and wanted and not self.loaded.renderer.has_base():
             self.validate()
 
-    def _next_command(self, stop: StopRequest) -> Command:
-        """What `stop()` or control.json asks for; waits while that is a pause. Only the main process looks."""
+    def _evaluate_if(self, wanted: bool, *, saved: bool = False) -> None:
+        """Measure the loss at fixed noise where that is wanted, due, and not known from before."""
+        loaded = self.loaded
+        if not (wanted and loaded.is_main):
+            return
+        due = self._evaluations.due(self.global_step, self.total_steps, self._trained, saved=saved)
+        if not due or self.global_step in loaded.folder.evaluated_steps():
+            return
+        loaded.folder.activity("measuring the loss at fixed noise")
+        started = time.perf_counter()
+        self.evaluation_loss()
+        self._evaluations.took(time.perf_counter() - started)
+        loaded.folder.activity("")
+
+    def _next_orders(self, stop: StopRequest) -> Orders:
+        """What `stop()` or control.json asks for; waits while that is only a pause. Only the main process looks."""
         if not self.loaded.is_main:
-            return "run"
+            return Orders()
         folder = self.loaded.folder
-        while (command := folder.command()) == "pause" and not (stop.requested or self._stop_asked):
+        while True:
+            orders = folder.orders()
+            if stop.requested or self._stop_asked:
+                return Orders("stop")
+            if orders.mode != "pause" or orders.requests:
+                return orders
             folder.status("paused", self.global_step, self.total_steps)
             time.sleep(PAUSE_SECONDS)
-        return "stop" if self._stop_asked else command
 
     def stop(self) -> None:
         """Ask `steps()` to end after the running step, with a checkpoint; for buttons and other threads."""
@@ -328,12 +323,14 @@ class Trainer:
         loaded, step = self.loaded, self.global_step
         path = loaded.folder.path / f"checkpoint-{step}"
         if loaded.is_main:
-            path = save_checkpoint(
-                loaded.folder.path,
-                step,
-                lambda folder: write_state(folder, loaded.engine, step, loaded.fingerprint),
-                self.config.checkpoints_total_limit,
-            )
+            with loaded.folder.meanwhile("saving"):
+                path = save_checkpoint(
+                    loaded.folder.path,
+                    step,
+                    lambda folder: write_state(folder, loaded.engine, step, loaded.fingerprint),
+                    self.config.checkpoints_total_limit,
+                )
+            loaded.folder.event("checkpoint", step, f"saved {path.name}", path=path.name)
         loaded.wait()
         return path
 
@@ -368,10 +365,11 @@ class Trainer:
         loaded = self.loaded
         renderings = []
         if loaded.is_main:
-            before = loaded.folder.state
-            loaded.folder.status("validating", self.global_step, self.total_steps)
-            renderings = loaded.renderer.round(loaded.engine, self.global_step)
-            loaded.folder.status(before or "ready", self.global_step, self.total_steps)
+            with loaded.folder.meanwhile("validating"):
+                renderings = loaded.renderer.round(loaded.engine, self.global_step)
+            for rendering in renderings:
+                name = rendering.path.relative_to(loaded.renderer.folder.parent).as_posix()
+                loaded.folder.event("video", self.global_step, f"rendered {rendering.nickname}", path=name)
         loaded.wait()
         return renderings
 
@@ -385,7 +383,7 @@ class Trainer:
         loaded = self.loaded
         loss = evaluation_loss(loaded.engine, loaded.source, loaded.evaluated)
         if loaded.is_main:
-            loaded.folder.log_evaluation({"step": self.global_step, "loss": loss})
+            loaded.folder.log_evaluation({"step": self.global_step, "loss": loss, "time": time.time()})
         return loss
 
     def export_lora(self, path: str | Path, format: LoraFormat = "diffusers") -> Path:
@@ -421,47 +419,3 @@ class Trainer:
 def _due(step: int, interval: int | None, last: bool) -> bool:
     """Whether something with this interval is due; an active one is also due after the run's last step."""
     return bool(interval) and (step % interval == 0 or last)
-
-
-class _Loaded:
-    """What a prepared trainer holds."""
-
-    def __init__(
-        self,
-        *,
-        folder: RunFolder,
-        engine: Engine,
-        source: BatchSource,
-        evaluated: Sequence[Sample],
-        renderer: Renderer,
-        fingerprint: Fingerprint,
-        processes: int,
-        rank: int,
-    ) -> None:
-        self.folder, self.engine, self.source, self.renderer = folder, engine, source, renderer
-        self.evaluated = evaluated
-        """What the evaluation loss is measured on: the eval datasets, else the training samples."""
-        self.fingerprint, self.processes, self.rank = fingerprint, processes, rank
-        self.metrics_continue = False
-        """Whether metrics.jsonl ends where the trainer is."""
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def agree(self, decision: _T) -> _T:
-        """The main process's decision, in every process."""
-        if self.processes == 1:
-            return decision
-        import torch.distributed as dist
-
-        shared = [decision]
-        dist.broadcast_object_list(shared, src=0)
-        return shared[0]
-
-    def wait(self) -> None:
-        """Meet the other processes."""
-        if self.processes > 1:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()

@@ -12,27 +12,45 @@ until the work is done, leave static pictures and players, and raise on failure.
 """
 
 from tunerkit_widgets.cache_progress import CacheProgress
+from tunerkit_widgets.checkpoint_browser import CheckpointBrowser
+from tunerkit_widgets.dashboard import TrainingDashboard, follow, follow_blocking
+from tunerkit_widgets.dataset_browser import DatasetBrowser
+from tunerkit_widgets.gallery import ValidationGallery
 from tunerkit_widgets.history import TrainingHistory, smoothed, tenths
 from tunerkit_widgets.live_training import LiveTraining, TrainingStopped, watch, watch_async
 from tunerkit_widgets.loss_plot import loss_png
 from tunerkit_widgets.projects import guided_form, new_project
+from tunerkit_widgets.run_list import RunList
 from tunerkit_widgets.setup_form import SetupForm
 from tunerkit_widgets.sounds import show_sound
 from tunerkit_widgets.summary import Summary, show_files, summarize
 from tunerkit_widgets.surroundings import headless
+from tunerkit_widgets.sweep_launcher import SweepLauncher
+from tunerkit_widgets.sweep_table import SweepTable
+from tunerkit_widgets.texts import choose_language
 from tunerkit_widgets.trainers import close_trainers, open_trainer
 from tunerkit_widgets.videos import current_videos, find_videos, show_videos
 
 __all__ = [
     "CacheProgress",
+    "CheckpointBrowser",
+    "DatasetBrowser",
     "LiveTraining",
+    "RunList",
     "SetupForm",
     "Summary",
+    "SweepLauncher",
+    "SweepTable",
+    "TrainingDashboard",
     "TrainingHistory",
     "TrainingStopped",
+    "ValidationGallery",
+    "choose_language",
     "close_trainers",
     "current_videos",
     "find_videos",
+    "follow",
+    "follow_blocking",
     "guided_form",
     "headless",
     "loss_png",

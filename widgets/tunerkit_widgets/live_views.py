@@ -12,7 +12,7 @@ import tunerkit as tk
 from tunerkit_widgets.guard import QUIET_COLOUR, guarded
 from tunerkit_widgets.history import TrainingHistory
 from tunerkit_widgets.loss_plot import DPI, SIZE_INCHES, loss_png
-from tunerkit_widgets.surroundings import show, show_png
+from tunerkit_widgets.surroundings import show, show_png, show_widget
 from tunerkit_widgets.texts import duration, text
 from tunerkit_widgets.throttle import Throttle
 from tunerkit_widgets.videos import show_videos, videos_html
@@ -131,9 +131,7 @@ class WidgetView:
         self._error = ""
 
     def open(self, progress: Progress, history: TrainingHistory) -> None:
-        from IPython.display import display
-
-        self._handle = display(self.box, display_id=True)
+        self._handle = show_widget(self.box, progress.line())
         self.update(progress, history)
 
     def say(self, message: str) -> None:

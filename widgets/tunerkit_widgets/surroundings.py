@@ -58,6 +58,21 @@ def show(html: str, text: str) -> None:
     display({"text/html": html, "text/plain": text}, raw=True)
 
 
+def show_widget(widget: Any, plain: str) -> Any:
+    """Show a widget in a place that can be given other content later: `handle.update(...)`.
+
+    A widget of ipywidgets 7 shows itself and leaves no such place, so what it would show is shown for it.
+
+    Args:
+        widget: the widget.
+        plain: what stands there for programs that read the notebook.
+    """
+    from IPython.display import display
+
+    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    return display({"text/plain": plain, "application/vnd.jupyter.widget-view+json": view}, raw=True, display_id=True)
+
+
 def show_png(png: bytes) -> None:
     """Show a picture in a notebook; outside of one there is no place for it."""
     if _kernel() is not None:

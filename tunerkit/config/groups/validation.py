@@ -65,7 +65,9 @@ class ValidationSettings(Settings):
     evaluation_type: Literal["none", "clip"] | None = _setting(None, "Score of the rendered videos.")
     eval_dataset_id: str | None = _setting(None, "Dataset that evaluation uses.")
     num_eval_images: int = _setting(4, "Clips that evaluation uses.", ge=1)
-    eval_steps_interval: int | None = _setting(None, "Steps between evaluations of the loss.", ge=0)
+    eval_steps_interval: int | None = _setting(
+        None, "Steps between evaluations of the loss; about twenty in the run when not set, 0 = never.", ge=0
+    )
     eval_epoch_interval: float | None = _setting(None, "Epochs between evaluations of the loss.", ge=0)
     eval_timesteps: int = _setting(28, "Timesteps per evaluation.", ge=1)
     eval_loss_disable: bool = _setting(False, "Do not evaluate the loss.")

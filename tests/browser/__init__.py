@@ -1,0 +1,8 @@
+"""Notebooks in a real JupyterLab, in a real browser: what somebody in front of the page sees and does."""
+
+from .chromium import Browser, missing
+from .lab_notebook import LabNotebook, Video
+from .lab_server import LabServer
+from .parameters import copy_with
+
+__all__ = ["Browser", "LabNotebook", "LabServer", "Video", "copy_with", "missing"]

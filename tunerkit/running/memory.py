@@ -1,0 +1,114 @@
+"""How much memory this process holds, and what to change when there is too little."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.errors import TunerkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tunerkit.config.settings import TrainConfig
+
+_FEWER_FRAMES = 0.61
+"""Roughly the step between the frame counts people train with: 121, 73; 81, 49; 49, 29."""
+_EDGES = (128, 160, 192, 256, 320, 384, 480, 512, 576, 640, 704, 768, 896, 1024)
+"""Usual edge lengths in pixels, as steps to go down."""
+_ALLOCATION_FAILURES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
+
+def measured_memory(device: str | None) -> dict[str, Any]:
+    """Memory of this process: `device`, and `used`, `peak` and `total` in bytes (None where not known).
+
+    Args:
+        device: the device of the run as torch names it, for example "cuda:0"; None or another: the machine's memory.
+    """
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if device is not None and device.startswith("cuda") and cuda is not None and cuda.is_initialized():
+        properties = cuda.get_device_properties(device)
+        return {
+            "device": properties.name,
+            "used": cuda.memory_allocated(device),
+            "peak": cuda.max_memory_allocated(device),
+            "total": properties.total_memory,
+        }
+    return {"device": "cpu", **_machine_memory()}
+
+
+def _machine_memory() -> dict[str, int | None]:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {"used": None, "peak": None, "total": None}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    page = os.sysconf("SC_PAGE_SIZE")
+    try:
+        used = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    except OSError:
+        used = None
+    # Linux counts the peak in larger steps than the present use.
+    return {"used": used, "peak": max(peak, used or 0), "total": os.sysconf("SC_PHYS_PAGES") * page}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a computation failed for lack of memory, on a GPU or on the machine."""
+    if isinstance(error, TunerkitError):  # has been understood already
+        return False
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILURES)
+
+
+def memory_hint(config: TrainConfig) -> str:
+    """What to change in resolved settings so that they need less memory: the first thing that can be, and the next."""
+    ways = list(_ways(config))
+    if not ways:
+        return "use a GPU with more memory, or a smaller model"
+    return ways[0] if len(ways) == 1 else f"{ways[0]}; if that is not enough, {ways[1]}"
+
+
+def _ways(config: TrainConfig) -> Iterator[str]:
+    """The changes that are left, the cheapest for the result first."""
+    if config.train_batch_size > 1:
+        yield f"set train_batch_size = 1 (it is {config.train_batch_size})"
+    if not config.gradient_checkpointing:
+        yield "set gradient_checkpointing = true"
+    yield from _fewer_frames(config)
+    yield from _smaller(config)
+    if config.model_type == "full":
+        yield "set model_type = lora"
+
+
+def _fewer_frames(config: TrainConfig) -> Iterator[str]:
+    from tunerkit import families
+
+    family = families.get(str(config.model_family))
+    frames = max((dataset.video.num_frames or 0 for dataset in config.media_datasets), default=0)
+    fewer = family.legal_frames(int(frames * _FEWER_FRAMES))
+    if 1 < fewer < frames:
+        yield f"lower video.num_frames of the datasets: {frames} -> {fewer} frames"
+
+
+def _smaller(config: TrainConfig) -> Iterator[str]:
+    from tunerkit import families
+
+    sizes = [config.resolution_of(dataset) for dataset in config.media_datasets]
+    areas = [size for size, kind in sizes if size is not None and kind == "area"]
+    if areas:
+        yield f"lower resolution: {max(areas):g} -> {0.6 * max(areas):.2g} megapixels"
+        return
+    edges = [size for size, kind in sizes if size is not None and kind != "model"]
+    if edges:
+        below = [edge for edge in _EDGES if edge < max(edges)]
+        if below:
+            yield f"lower resolution: {max(edges):g} -> {below[-1]} pixels"
+        return
+    areas = [width * height for width, height in families.get(str(config.model_family)).model_sizes(config)]
+    below = [edge for edge in _EDGES if edge * edge < 0.9 * max(areas, default=0)]
+    if below:
+        yield f"set resolution = {below[-1]} with resolution_type = pixel_area"
