@@ -23,20 +23,21 @@ from full_size import Traced, kandinsky5_step, ltx2_step  # pyright: ignore[repo
 
 RESULTS = Path(__file__).parent / "results" / "traced_memory.json"
 STEPS: dict[str, Callable[[], Traced]] = {
-    **{f"LTX-2 {model}, {frames} frames": partial(ltx2_step, model, frames, fake=True)
+    **{f"LTX-2 {model}, LoRA, 768x512, {frames} frames": partial(ltx2_step, model, frames, fake=True)
        for model in ("19B", "22B") for frames in (49, 121)},
-    **{f"Kandinsky 5.0 {model}, {frames} frames": partial(kandinsky5_step, model, frames)
+    **{f"Kandinsky 5.0 {model}, LoRA, 768x512, {frames} frames": partial(kandinsky5_step, model, frames)
        for model in ("Lite", "Pro") for frames in (61, 121)},
-    "Kandinsky 5.0 Lite, image to video, 121 frames": partial(kandinsky5_step, "Lite", 121, from_image=True),
+    "Kandinsky 5.0 Lite, LoRA, 768x512, 121 frames, from an image": partial(
+        kandinsky5_step, "Lite", 121, from_image=True),
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="write the figures to this JSON file")
-    parser.add_argument("--only", default="", help="trace the steps whose name contains this")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file of the figures")
+    parser.add_argument("--only", default="", help="trace only steps whose name contains this; others' figures stay")
     arguments = parser.parse_args()
-    results = {}
+    results = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     for name, step in STEPS.items():
         if arguments.only not in name:
             continue
@@ -48,7 +49,6 @@ def main() -> None:
             f"(traced in {time.perf_counter() - started:.0f} s)",
             flush=True,
         )
-    if not arguments.only:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 
