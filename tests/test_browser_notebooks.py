@@ -56,7 +56,7 @@ def check_page(notebook: LabNotebook, players: int, folder: Path) -> None:
     assert notebook.errors == []
     assert notebook.outside == []
     assert f"All {STEPS} steps are done" in notebook.text()
-    rendered = [file.name for file in folder.glob("demo-project/*/output/validation/*/*.mp4")]
+    rendered = [file.name for file in folder.glob("demo-project/*/output/**/*.mp4")]
     sizes = {
         tuple(map(int, match.groups())) for match in map(re.compile(r".+-(\d+)x(\d+)-.+").fullmatch, rendered) if match
     }
