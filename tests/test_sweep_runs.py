@@ -20,7 +20,7 @@ import tunerkit as tk
 from tunerkit import batch
 from tunerkit.batch import gpus
 from tunerkit.batch.folders import SweepFolder
-from tunerkit.batch.locks import Lock
+from tunerkit.running.locks import FileLock
 
 ROOT = Path(tk.__file__).parent.parent
 SWEEP = """
@@ -174,15 +174,15 @@ def test_one_run_at_a_time_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_lock_falls_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    code = "import sys, time; from pathlib import Path; from tunerkit.batch.locks import Lock\n"
-    code += "lock = Lock(Path(sys.argv[1])); assert lock.take(); print('held', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from tunerkit.running.locks import FileLock\n"
+    code += "lock = FileLock(Path(sys.argv[1])); assert lock.acquire(); print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    assert not Lock(path).take()
+    assert not FileLock(path).acquire()
     process.kill()
     process.wait()
-    assert Lock(path).take(2)
+    assert FileLock(path).acquire(2)
 
 
 @pytest.mark.slow

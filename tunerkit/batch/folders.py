@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunerkit.batch.locks import is_held
 from tunerkit.batch.plan import OUTPUT, RunPlan, SweepPlan
 from tunerkit.errors import TunerkitError
 from tunerkit.files import read_json, write_json
+from tunerkit.running.locks import is_held
 
 ASKED, RUN, STATE = "sweep.json", "run.json", "state.json"
 LOCK, LOG, NOTEBOOK = ".lock", "log.txt", "notebook.ipynb"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunerkit.batch.locks import Lock
+from tunerkit.running.locks import FileLock
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 0.5
@@ -69,12 +69,14 @@ def one_gpu(gpus: list[Gpu], waiting: Callable[[], None]) -> Iterator[Gpu | None
         lock.release()
 
 
-def _first_free(gpus: list[Gpu], waiting: Callable[[], None]) -> tuple[Lock, Gpu]:
+def _first_free(gpus: list[Gpu], waiting: Callable[[], None]) -> tuple[FileLock, Gpu]:
     told = False
     while True:
         for gpu in gpus:
-            lock = Lock(_lock_path(gpu))
-            if lock.take():
+            path = _lock_path(gpu)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            if lock.acquire():
                 return lock, gpu
         if not told:
             told = True

@@ -20,10 +20,10 @@ from typing import Any
 
 from tunerkit.batch.folders import LOCK, NOTEBOOK, RunFolder, one_line, read_run
 from tunerkit.batch.gpus import VARIABLE, one_gpu, visible_gpus
-from tunerkit.batch.locks import held, is_held
 from tunerkit.batch.plan import OUTPUT
 from tunerkit.errors import TunerkitError
 from tunerkit.files import process_runs, read_json, write_atomically
+from tunerkit.running.locks import held, is_held
 from tunerkit.training.run_folder import send_command
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130

@@ -14,11 +14,11 @@ from typing import Any
 
 from tunerkit.batch.folders import ENDED, KILLED, LOCK, LOG, RunFolder, SweepFolder
 from tunerkit.batch.gpus import visible_gpus
-from tunerkit.batch.locks import held
 from tunerkit.batch.plan import plan_sweep
 from tunerkit.batch.results import REPORT, TABLE, SweepResult, SweepRow, read_row, read_sweep
 from tunerkit.cli_output import say, warn
 from tunerkit.errors import TunerkitError
+from tunerkit.running.locks import held
 
 POLL_SECONDS = 0.1
 CHECKPOINT_SECONDS = 120.0

@@ -13,11 +13,15 @@ from typing import IO
 from tunerkit.errors import TunerkitError
 
 _RETRY_SECONDS = 0.05
+ASKING_SECONDS = 2.0
+"""Somebody who only asks whether a lock is held holds it for a moment too."""
 
 
 class FileLock:
-    """Args:
-    path: the file that is locked; created when missing, and never deleted.
+    """An exclusive lock on a file, among all processes of this machine.
+
+    Args:
+        path: the file that is locked; created when missing, and never deleted.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,12 +33,19 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._handle is not None
 
-    def acquire(self) -> bool:
-        """Take the lock and write this process's name into the file; False when another process holds it."""
+    def acquire(self, seconds: float = 0.0) -> bool:
+        """Take the lock and write this process's name into the file; False when another process keeps it so long.
+
+        Raises:
+            OSError: the file cannot be made.
+        """
         handle = self.path.open("a+", encoding="utf-8")
-        if not _try_lock(handle):
-            handle.close()
-            return False
+        deadline = time.monotonic() + seconds
+        while not _try_lock(handle):
+            if time.monotonic() >= deadline:
+                handle.close()
+                return False
+            time.sleep(_RETRY_SECONDS)
         handle.truncate(0)
         with contextlib.suppress(OSError):  # a full disk must not keep a run from being locked
             handle.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -63,15 +74,35 @@ class FileLock:
         Raises:
             TunerkitError: if another process did not give it up within `seconds`.
         """
-        deadline = time.monotonic() + seconds
-        while not self.acquire():
-            if time.monotonic() > deadline:
-                raise TunerkitError(f"{self.path.parent} is being prepared by {self.owner()}. Fix: wait for it")
-            time.sleep(_RETRY_SECONDS)
+        if not self.acquire(seconds):
+            raise TunerkitError(f"{self.path.parent} is being prepared by {self.owner()}. Fix: wait for it")
         try:
             yield
         finally:
             self.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock on this file."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    if not lock.acquire():
+        return True
+    lock.release()
+    return False
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold a lock for a block; False where another process keeps it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    taken = lock.acquire(ASKING_SECONDS)
+    try:
+        yield taken
+    finally:
+        lock.release()
 
 
 def _try_lock(handle: IO[str]) -> bool:
