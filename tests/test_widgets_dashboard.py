@@ -6,13 +6,14 @@ import asyncio
 import io
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_run import GIB, FakeRun, click, video
 
 import tunerkit as tk
 from tunerkit_widgets import dashboard, surroundings
@@ -20,114 +21,8 @@ from tunerkit_widgets.dashboard import Superseded, TrainingDashboard, follow, fo
 from tunerkit_widgets.dashboard_controls import COMMANDS
 from tunerkit_widgets.dashboard_plain import PlainLines
 from tunerkit_widgets.dashboard_plot import curves_png, with_peaks
-from tunerkit_widgets.dashboard_run import ENDED, RunReader
+from tunerkit_widgets.dashboard_run import RunReader
 from tunerkit_widgets.history import TrainingHistory
-
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class FakeStatus:
-    """As `tk.RunStatus`."""
-
-    state: str = "running"
-    activity: str | None = None
-    step: int = 0
-    total_steps: int = 100
-    pid: int | None = 4711
-    alive: bool = True
-    seconds_per_step: float | None = 0.5
-    seconds_left: float | None = 50.0
-    loss: float | None = None
-    lr: float | None = None
-    memory_used: int | None = 6 * GIB
-    memory_peak: int | None = 7 * GIB
-    memory_total: int | None = 24 * GIB
-    device: str | None = "NVIDIA L4"
-    disk_free: int | None = 120 * GIB
-    started: float | None = 1000.0
-    heartbeat: float | None = 1100.0
-    error: str | None = None
-    hint: str | None = None
-    log: tuple[str, ...] = ()
-
-
-@dataclass
-class FakeRun:
-    """A run that is where it is put; `script` moves it each time that it is looked at while it is waited for."""
-
-    output_dir: Path
-    state: FakeStatus = FakeStatus()
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    points: list[dict[str, Any]] = field(default_factory=list)
-    reported: list[dict[str, Any]] = field(default_factory=list)
-    rendered: list[tk.Rendering] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    sent: list[str] = field(default_factory=list)
-    script: Iterator[Any] = field(default_factory=lambda: iter(()))
-    rows_read: int = 0
-    videos_read: int = 0
-
-    @property
-    def status(self) -> FakeStatus:
-        return self.state
-
-    def be(self, **changes: Any) -> None:
-        self.state = replace(self.state, **changes)
-
-    def train(self, count: int, *, loss: Callable[[int], float] = lambda step: 1 / step, **more: Any) -> None:
-        first = len(self.rows) + 1
-        self.rows += [{"step": step, "loss": loss(step), "lr": 1e-4, **more} for step in range(first, first + count)]
-        self.be(step=len(self.rows))
-
-    def report(self, kind: str, step: int = 0, words: str = "", at: float = 2000.0) -> None:
-        number = len(self.reported) + 1
-        self.reported.append({"number": number, "time": at, "kind": kind, "step": step, "text": words})
-
-    def pause(self) -> None:
-        self.sent.append("pause")
-
-    def resume(self) -> None:
-        self.sent.append("resume")
-
-    def stop(self) -> None:
-        self.sent.append("stop")
-
-    def save_now(self) -> None:
-        self.sent.append("save_now")
-
-    def validate_now(self) -> None:
-        self.sent.append("validate_now")
-
-    async def finished(
-        self, on_change: Callable[[FakeStatus], object] | None = None, every: float = 0.25
-    ) -> FakeStatus:
-        while self.state.state not in ENDED:
-            next(self.script)
-            if on_change:
-                on_change(self.state)
-            await asyncio.sleep(every)
-        if self.state.state in ("failed", "died"):
-            raise tk.RunFailedError(self.state, self.output_dir)  # type: ignore[arg-type]
-        return self.state
-
-    def metrics(self, after: int = 0) -> list[dict[str, Any]]:
-        found = [row for row in self.rows if row["step"] > after]
-        self.rows_read += len(found)
-        return found
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        return self.points
-
-    def events(self, after: int = 0) -> list[dict[str, Any]]:
-        return [event for event in self.reported if event["number"] > after]
-
-    def videos(self, step: int | None = None) -> list[tk.Rendering]:
-        self.videos_read += 1
-        return [video for video in self.rendered if step is None or video.step == step]
-
-    def log(self, lines: int = 20) -> list[str]:
-        return self.lines[-lines:]
 
 
 @pytest.fixture
@@ -164,28 +59,6 @@ class Display:
 
     def update(self, what: Any, **_: Any) -> None:
         self.later = what
-
-
-def video(folder: Path, step: int, colour: int = 120) -> tk.Rendering:
-    """A little clip, as a validation round leaves it."""
-    import av
-
-    path = folder / "validation" / f"step-{step}" / "cat-64x48-7.mp4"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index in range(4):
-            picture = np.full((48, 64, 3), colour + 10 * index, dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return tk.Rendering(path, "a cat", "cat", 7, step, 4, 8.0, (64, 48))
-
-
-def click(button: Any) -> None:
-    """What the page sends when somebody clicks a button."""
-    data = {"method": "custom", "content": {"event": "click"}}
-    button._handle_msg({"content": {"data": data}, "buffers": []})
 
 
 def view_of(shown: TrainingDashboard) -> Any:
