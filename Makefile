@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test colab-bed clean
+.PHONY: help setup demo notebooks lint test colab-bed clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 help:
 	@echo "make setup   create $(VENV) with the versions of constraints.txt"
 	@echo "make demo    train the demo, offline, and show where adapter and videos are"
+	@echo "make notebooks   write the notebooks from their source"
 	@echo "make lint    ruff and pyright"
 	@echo "make test    lint, then the tests; those in a browser where there is a chromium, TUNERKIT_BROWSER=1 demands them"
 	@echo "make colab-bed   the second environment of the tests, with the versions that Colab has"
@@ -44,6 +45,9 @@ demo: setup
 	@ls $(DEMO)/sana_video.out.ipynb $(DEMO)/output/pytorch_lora_weights.safetensors \
 	  $(DEMO)/output/metrics.jsonl $(DEMO)/output/validation/*/*.mp4
 	@echo "The executed notebook, the adapter, the losses and the videos are listed above."
+
+notebooks: setup
+	$(BIN)/python notebooks/source/build.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
+from browser.parameters import copy_with
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,6 +29,26 @@ def papermill(notebook: Path, folder: Path, **parameters: object) -> tuple[subpr
         [*command, "-k", "python3"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     return done, output
+
+
+def nbmake(notebook: Path, folder: Path, **parameters: object) -> Any:
+    """Execute a copy of a notebook in `folder` with pytest's nbmake: the copy with its outputs.
+
+    Raises:
+        AssertionError: with what pytest had to say, if a cell failed.
+    """
+    copy = copy_with(notebook, folder / f"nbmake_{notebook.name}", **parameters)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "widgets")])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-q", "-p", "no:cacheprovider", str(copy)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return nbformat.read(copy, as_version=4)
 
 
 def outputs(notebook: Any, kind: str) -> list[str]:

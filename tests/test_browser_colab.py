@@ -37,7 +37,7 @@ def test_the_bed_has_colabs_versions_and_our_libraries(colab_python: Path) -> No
 
 @pytest.mark.slow
 def test_in_the_browser(browser: Browser, colab_lab: LabServer, pictures: Path) -> None:
-    copy_with(SANA, colab_lab.root / "sana" / SANA.name, max_train_steps=STEPS, evaluate_every=STEPS // 2)
+    copy_with(SANA, colab_lab.root / "sana" / SANA.name, max_train_steps=STEPS, eval_steps_interval=STEPS // 2)
     with browser.open(colab_lab, f"sana/{SANA.name}") as notebook:
         notebook.run_all(SECONDS)
         check_page(notebook, 12, colab_lab.root / "sana")

@@ -248,7 +248,7 @@ def test_validate_and_export_leave_the_run_alone(finished: tuple[Path, str], tmp
     for layout, prefix in (("diffusers", "transformer."), ("comfyui", "diffusion_model.")):
         target = tmp_path / "sub" / f"{layout}.safetensors"
         assert main(command("export", project, "--format", layout, "--output", target, *RUN)) == 0
-        assert f"adapter after step 4, {layout} layout: {target}" in capsys.readouterr().out
+        assert f"adapter of checkpoint-4, {layout} layout: {target}" in capsys.readouterr().out
         assert all(key.startswith(prefix) for key in tensors(target))
     assert digests(output) == after
     # The adapter of the last checkpoint is the run's result.

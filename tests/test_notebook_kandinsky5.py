@@ -26,7 +26,7 @@ LARGEST_BYTES = 350_000
 STEPS = 12
 FRAMES, WIDTH, HEIGHT = 17, 96, 64
 PLAYERS = 2 * 3 * 2 + 1
-"""In two cells three prompts, base and tuned; and the video of the stock pipeline."""
+"""In two places three prompts, base and tuned; and the video of the stock pipeline."""
 RED = (200, 40, 40)
 CLIP = "black-box-diagonal"
 """The first of the longest clips, which the notebook renders with the stock pipeline."""
@@ -55,7 +55,7 @@ def run(tmp_path: Path, flavour: str, **parameters: object) -> tuple[Any, Path]:
         tmp_path,
         project=project.parent,
         max_train_steps=STEPS,
-        evaluate_every=STEPS // 2,
+        eval_steps_interval=STEPS // 2,
         output_dir=out,
         **parameters,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import nbformat
 import pytest
-from notebook_runs import ROOT, outputs, papermill
+from notebook_runs import ROOT, nbmake, outputs, papermill
 
 import tunerkit as tk
 
@@ -22,7 +22,7 @@ LARGEST_BYTES = 800_000
 @pytest.mark.slow
 def test_the_notebook_shows_and_plays_sound(tmp_path: Path) -> None:
     project = tk.demo.create(tmp_path / "project", family="ltxvideo2", clips="generated").parent
-    parameters = {"project": project, "max_train_steps": 12, "evaluate_every": 6, "output_dir": tmp_path / "out"}
+    parameters = {"project": project, "max_train_steps": 12, "eval_steps_interval": 6, "output_dir": tmp_path / "out"}
     done, path = papermill(LTX2, tmp_path, **parameters)
     assert done.returncode == 0, done.stderr[-3000:]
     notebook = nbformat.read(path, as_version=4)
@@ -30,8 +30,8 @@ def test_the_notebook_shows_and_plays_sound(tmp_path: Path) -> None:
     assert "widgets" not in notebook.metadata
 
     printed = "".join(outputs(notebook, "stream"))
-    assert "Sounds: " in printed
-    assert re.search(r"loss [\d.]+ \(video [\d.]+, audio [\d.]+\)", printed)
+    assert "encoding sounds" in printed
+    assert re.search(r"Loss [\d.]+ \(.*video [\d.]+, audio [\d.]+\)", printed)
     assert re.search(r"(\d+) of \1 samples have sound", printed)
     pages = "".join(outputs(notebook, "text/html"))
     (sound,) = re.findall(r"<audio src='data:audio/wav;base64,([^']+)'", pages)
@@ -40,7 +40,7 @@ def test_the_notebook_shows_and_plays_sound(tmp_path: Path) -> None:
         assert (samples, container.streams.audio[0].rate) == (round(25 / 24 * 16000), 16000)
 
     videos = re.findall(r"<video src='data:video/mp4;base64,([^']+)'", pages)
-    assert len(videos) == 12  # three prompts, base and tuned, in two cells
+    assert len(videos) == 12  # three prompts, base and tuned, below the curves and in the gallery
     for video in videos:
         with av.open(io.BytesIO(base64.b64decode(video)), "r") as container:
             assert container.streams.audio[0].codec_context.name == "aac"
@@ -53,3 +53,8 @@ def test_the_notebook_shows_and_plays_sound(tmp_path: Path) -> None:
         "diffusers.safetensors",
         "comfyui.safetensors",
     }
+
+    losses = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    again = nbmake(LTX2, tmp_path, **parameters)
+    assert "all 12 steps in" in "".join(outputs(again, "stream"))
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == losses

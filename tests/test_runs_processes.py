@@ -100,6 +100,12 @@ def test_the_life_of_a_run(make_config: MakeConfig, ended: list[Path], caplog: p
     with pytest.raises(tk.TunerkitError, match="checkpoint-1"):
         run.export(target, checkpoint=1)
 
+    (video,) = run.render("A red box.", seed=3)
+    assert (video.prompt, video.seed, video.step) == ("A red box.", 3, done.step)
+    assert run.videos() == [video]
+    with pytest.raises(tk.TunerkitError, match="the prompt is empty"):
+        run.render(" ")
+
 
 @pytest.mark.slow
 def test_a_run_outlives_what_started_it(make_config: MakeConfig, tmp_path: Path, ended: list[Path]) -> None:

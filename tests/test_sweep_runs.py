@@ -187,7 +187,7 @@ def test_a_lock_falls_with_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_guided_notebook_in_a_sweep(project: Path, tmp_path: Path) -> None:
-    base = {"project": str(project), "max_train_steps": 4, "evaluate_every": 2}
+    base = {"project": str(project), "max_train_steps": 4, "eval_steps_interval": 2}
     grid = {"learning_rate": [1e-3, 1e-2]}
     result = batch.sweep(ROOT / "notebooks" / "sana_video.ipynb", grid, output_dir=tmp_path / "sweep", base=base)
     assert [row.state for row in result] == ["done", "done"], str(result)

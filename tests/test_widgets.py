@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
-import string
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 import tunerkit as tk
 import tunerkit_widgets as tw
-from tunerkit_widgets import surroundings
-from tunerkit_widgets.evaluation_plan import EvaluationPlan
+from tunerkit_widgets import form_debounce, surroundings
 from tunerkit_widgets.form_layout import FOLDED, MAIN, folded_infos
 from tunerkit_widgets.form_state import FormState
 from tunerkit_widgets.guard import guarded
-from tunerkit_widgets.texts import choose_language, duration, language, languages, texts_of
 from tunerkit_widgets.throttle import Throttle
 
 WIDGETS = Path(tw.__file__).parent
@@ -31,8 +26,9 @@ WIDGETS = Path(tw.__file__).parent
 
 @pytest.fixture
 def on_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a notebook with somebody in front of it."""
+    """As in a notebook with somebody in front of it, who edits slowly."""
     monkeypatch.setenv(surroundings.VARIABLE, "0")
+    monkeypatch.setattr(form_debounce, "REST", 0.0)
 
 
 @pytest.fixture
@@ -76,7 +72,7 @@ def test_an_edit_is_checked_at_once_and_the_message_stands_under_its_field(form:
     assert "whole number from 1 to 1024" in message(form, "lora_rank")
     assert "whole number" not in message(form, "learning_rate")
     assert "1 setting is wrong" in form.status.value
-    assert form.save_button.disabled
+    assert form.files.save_button.disabled
 
     edit(form.fields["learning_rate"].control, "fast")
     assert "is not a number" in message(form, "learning_rate")
@@ -88,7 +84,7 @@ def test_an_edit_is_checked_at_once_and_the_message_stands_under_its_field(form:
     edit(form.fields["lora_rank"].control, 32)
     edit(form.fields["learning_rate"].control, "2e-4")
     assert "Ready: LoRA of rank 32" in form.status.value
-    assert not form.save_button.disabled
+    assert not form.files.save_button.disabled
     assert (form.config.lora_rank, form.config.learning_rate) == (32, 2e-4)
 
 
@@ -150,14 +146,14 @@ def test_every_group_starts_as_the_project_has_it(form: tw.SetupForm, group: str
 def test_save_writes_both_documents_and_keeps_the_old_ones(form: tw.SetupForm, project: Path) -> None:
     old = (project / "config.json").read_text()
     edit(form.fields["max_train_steps"].control, "77")
-    click(form.save_button)
-    assert "Saved" in form.saved.value
+    click(form.files.save_button)
+    assert "Saved" in form.files.said.value
     assert tk.load_config(project).max_train_steps == 77
     assert tk.resolve(tk.load_config(project)) == form.config
     assert json.loads((project / "config.json").read_text())["data_backend_config"] == "multidatabackend.json"
     assert json.loads((project / "multidatabackend.json").read_text())[0]["id"] == "demo-clips"
     assert (project / "config.json.bak").read_text() == old
-    click(form.save_button)
+    click(form.files.save_button)
     assert (project / "config.json.bak").read_text() == old
 
 
@@ -166,7 +162,7 @@ def test_an_error_in_a_callback_is_shown(form: tw.SetupForm, monkeypatch: pytest
         raise OSError("disk <full>")
 
     monkeypatch.setattr(FormState, "save", fail)
-    click(form.save_button)
+    click(form.files.save_button)
     assert "OSError: disk &lt;full&gt;" in form.status.value
     assert "Traceback" in form.status.value
 
@@ -174,8 +170,10 @@ def test_an_error_in_a_callback_is_shown(form: tw.SetupForm, monkeypatch: pytest
 @pytest.mark.usefixtures("on_page")
 def test_a_form_of_settings_has_to_be_told_where_to_save(project: Path, tmp_path: Path) -> None:
     form = tw.SetupForm(config=tk.load_config(project), lora_rank=4)
-    click(form.save_button)
-    assert "form.save(" in form.status.value
+    click(form.files.save_button)
+    assert "Write the path" in form.files.said.value
+    with pytest.raises(ValueError, match="name the file"):
+        form.save()
     saved = form.save(tmp_path / "new" / "config.json")
     assert tk.load_config(saved).lora_rank == 4
 
@@ -283,100 +281,7 @@ def test_guarded_reports_and_goes_on() -> None:
     assert guarded(lambda x: x + 1, reported.append)(1) == 2
 
 
-def test_evaluations_are_few_where_they_are_slow() -> None:
-    def points(plan: EvaluationPlan, total: int, cost: float, step_seconds: float) -> list[int]:
-        due = []
-        for step in range(total + 1):
-            if plan.due(step, total, step * step_seconds):
-                due.append(step)
-                plan.took(cost)
-        return due
-
-    assert points(EvaluationPlan(), 60, 0.3, 0.05) == list(range(0, 61, 3))
-    assert points(EvaluationPlan(), 60, 32.0, 4.0) == [0, 60]
-    assert points(EvaluationPlan(), 2000, 30.0, 4.0)[-1] == 2000
-    assert sum(30.0 for _ in points(EvaluationPlan(), 2000, 30.0, 4.0)) <= 0.2 * 8000 + 60
-    assert points(EvaluationPlan(7), 20, 99.0, 0.1) == [0, 7, 14, 20]
-    assert points(EvaluationPlan(0), 20, 0.1, 0.1) == []
-    with pytest.raises(ValueError, match="negative"):
-        EvaluationPlan(-1)
-
-
-def test_smoothing_and_tenths_by_hand() -> None:
-    curve = [(step, float(step % 7)) for step in range(1, 41)]
-    decay = 0.9
-    for index, (step, value) in enumerate(tw.smoothed(curve)):
-        weights = [decay ** (index - i) for i in range(index + 1)]
-        mean = sum(w * y for w, (_, y) in zip(weights, curve, strict=False)) / sum(weights)
-        assert step == curve[index][0]
-        assert value == pytest.approx(mean, rel=1e-12)
-    assert tw.tenths(curve) == (sum(y for _, y in curve[:4]) / 4, sum(y for _, y in curve[-4:]) / 4)
-    assert tw.tenths([(0, 2.0), (5, 1.0)]) == (2.0, 1.0)
-    assert tw.tenths([]) is None
-
-
-def test_history_is_read_up_to_the_resumed_step(tmp_path: Path) -> None:
-    lines = [{"step": step, "loss": 1 / step, "seconds": 0.5} for step in (1, 2, 3, 4)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 5, "lo')
-    points = [{"step": 0, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5}]
-    (tmp_path / "evaluation.jsonl").write_text("\n".join(map(json.dumps, points)))
-    history = tw.TrainingHistory.read(tmp_path, 3)
-    assert [step for step, _ in history.losses] == [1, 2, 3]
-    assert history.evaluations == [(0, 2.0), (2, 1.0)]
-    assert history.seconds == 1.5
-    assert tw.TrainingHistory.read(tmp_path / "none", 3) == tw.TrainingHistory()
-
-
-def test_the_plot_is_a_small_picture_with_all_curves() -> None:
-    from PIL import Image
-
-    history = tw.TrainingHistory(
-        losses=[(step, 1.0 + (step % 5) / 5) for step in range(1, 3001)],
-        evaluations=[(step, 2.0 - step / 3000) for step in range(0, 3001, 100)],
-    )
-    png = tw.loss_png(history)
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    assert picture.size == (648, 270)
-    assert len(png) < 40_000
-    pixels = np.asarray(picture, dtype=int)
-    for colour in ((0x1F, 0x6F, 0xB4), (0xD9, 0x5F, 0x02)):
-        assert (np.abs(pixels - colour).sum(axis=-1) < 30).any()
-    assert Image.open(io.BytesIO(tw.loss_png(tw.TrainingHistory()))).size == (648, 270)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7322, "2 h 2 min")]
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
-
-
 # The package ---------------------------------------------------------------------------------------------------
-
-
-def test_every_text_exists_and_is_used() -> None:
-    sources = [path.read_text() for path in WIDGETS.glob("*.py")]
-    literal = set(re.findall(r"""["']([a-z]+\.[a-z_]+)["']""", "\n".join(sources)))
-    english = texts_of("en")
-    computed = {key for key in english if key.startswith(("label.", "group.", "cache."))}
-    assert not set(english) - literal - computed - {key for key in english if key.startswith("duration.")}
-    assert not {key for key in literal if key.split(".")[0] in {k.split(".")[0] for k in english}} - set(english)
-    assert {f"label.{name}" for name in MAIN} | {f"group.{name}" for name in FOLDED} <= set(english)
-
-
-def test_translations_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key that English does not have, and the same values in each text."""
-    english = texts_of("en")
-    for code in languages():
-        for key, words in texts_of(code).items():
-            names = [{name for _, name, _, _ in string.Formatter().parse(one) if name} for one in (words, english[key])]
-            assert names[0] == names[1], f"{code}: {key}"
-    monkeypatch.setenv("TUNERKIT_LANG", "en_GB.UTF-8")
-    assert language() == "en"
-    monkeypatch.setenv("TUNERKIT_LANG", "xx")
-    assert language() == "en"
-    with pytest.raises(ValueError, match="there are no texts in 'xx'"):
-        choose_language("xx")
 
 
 def test_only_the_public_surface_of_tunerkit_is_used() -> None:

@@ -103,7 +103,7 @@ def test_the_table_marks_best_and_final(browser: CheckpointBrowser) -> None:
     ]
     assert rows[0][1] == "0.1000"
     assert rows[0][3] == "1.0 MiB"
-    assert "3 checkpoints, 3.0 MiB" in page(browser.widget)
+    assert "Checkpoints: 3, 3.0 MiB" in page(browser.widget)
     assert not visible(browser.view._actions)  # type: ignore[union-attr]
 
 
@@ -221,7 +221,7 @@ def test_without_widgets_there_is_a_table(folder: Path) -> None:
     assert browser.widget is None
     assert "<table>" in browser.static()
     assert str(browser).splitlines()[2].split()[0] == "20"
-    assert str(browser).endswith("3 checkpoints, 3.0 MiB")
+    assert str(browser).endswith("Checkpoints: 3, 3.0 MiB")
     for step in STEPS:
         browser.delete(step)
     assert str(browser) == "There are no checkpoints yet."

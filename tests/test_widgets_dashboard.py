@@ -20,9 +20,9 @@ from tunerkit_widgets import dashboard, surroundings
 from tunerkit_widgets.dashboard import Superseded, TrainingDashboard, follow, follow_blocking
 from tunerkit_widgets.dashboard_controls import COMMANDS
 from tunerkit_widgets.dashboard_plain import PlainLines
-from tunerkit_widgets.dashboard_plot import curves_png, with_peaks
 from tunerkit_widgets.dashboard_run import RunReader
 from tunerkit_widgets.history import TrainingHistory
+from tunerkit_widgets.loss_plot import loss_png, with_peaks
 
 
 @pytest.fixture
@@ -131,6 +131,14 @@ def test_buttons_are_enabled_where_they_make_sense(run: FakeRun, state: str, exp
     shown = TrainingDashboard(run)
     assert enabled(shown) == expected
     assert all(button.description for button in view_of(shown).controls.buttons.values())
+
+
+@pytest.mark.usefixtures("on_page")
+@pytest.mark.parametrize("off", [False, True])
+def test_a_run_that_never_renders_has_no_button_for_it(run: FakeRun, off: bool) -> None:
+    run.config.validation_disable = off
+    button = view_of(TrainingDashboard(run)).controls.buttons["validate_now"]
+    assert (button.layout.display == "none") is off
 
 
 @pytest.mark.usefixtures("on_page")
@@ -377,15 +385,15 @@ def test_the_picture_has_all_curves_on_a_clear_ground() -> None:
     losses = [(step, 1.0 + (step % 5) / 5) for step in range(1, 3001)]
     parts = {"video": losses, "sound": losses}
     points = [(step, 2.0 - step / 3000) for step in range(0, 3001, 100)]
-    plain = curves_png(TrainingHistory(losses=losses, evaluations=points))
+    plain = loss_png(TrainingHistory(losses=losses, evaluations=points))
     picture = np.asarray(Image.open(io.BytesIO(plain)).convert("RGBA"), dtype=int)
     assert picture.shape == (270, 648, 4)
     assert len(plain) < 40_000
     assert picture[0, 0, 3] == 0
     for colour in ((0x1F, 0x6F, 0xB4), (0xD9, 0x5F, 0x02)):
         assert (np.abs(picture[..., :3] - colour).sum(axis=-1) < 40).any()
-    assert Image.open(io.BytesIO(curves_png(TrainingHistory(losses=losses, parts=parts)))).size == (648, 450)
-    assert Image.open(io.BytesIO(curves_png(TrainingHistory()))).size == (648, 270)
+    assert Image.open(io.BytesIO(loss_png(TrainingHistory(losses=losses, parts=parts)))).size == (648, 450)
+    assert Image.open(io.BytesIO(loss_png(TrainingHistory()))).size == (648, 270)
 
 
 def test_a_resumed_process_starts_the_curves_anew(run: FakeRun) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,9 @@ import tunerkit_widgets as tw
 from tunerkit.validation.video_files import write_mp4
 from tunerkit_widgets import surroundings
 from tunerkit_widgets.form_layout import flavour_options, published
-from tunerkit_widgets.live_views import Progress
 from tunerkit_widgets.previews import has_sound, preview
 from tunerkit_widgets.sounds import mel_png, wav
-from tunerkit_widgets.videos import videos_html, videos_text
+from tunerkit_widgets.videos import _rendering, videos_html, videos_text
 
 RATE = 24000
 TONE_HZ = 440.0
@@ -58,7 +56,7 @@ def test_a_preview_keeps_the_sound(loud_video: Path, room: int) -> None:
 
 
 def test_sound_is_said_and_not_muted(loud_video: Path) -> None:
-    (found,) = tw.find_videos(loud_video.parents[2])
+    found = _rendering(loud_video)
     page = videos_html([found], max_bytes=60_000)
     assert "muted" not in page
     assert "with sound" in page
@@ -99,34 +97,6 @@ def test_the_spectrogram_is_bright_where_the_sound_is() -> None:
     assert upper[:, int(width * 0.6) : int(width * 0.9)].mean() > 150
     assert upper[:, int(width * 0.2) : int(width * 0.4)].mean() < 40
     assert pixels[height // 2 : int(height * 0.6), int(width * 0.6) : int(width * 0.9)].mean() < 40
-
-
-def test_parts_of_the_loss_are_read_and_drawn(tmp_path: Path) -> None:
-    from PIL import Image
-
-    rows = [
-        {"step": step, "loss": 3 / step, "parts": {"video": 1 / step, "audio": 2 / step}, "seconds": 0.1}
-        for step in range(1, 21)
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    history = tw.TrainingHistory.read(tmp_path, 10)
-    assert history.parts["video"] == [(step, 1 / step) for step in range(1, 11)]
-    assert history.parts["audio"] == [(step, 2 / step) for step in range(1, 11)]
-    alone = tw.TrainingHistory(losses=history.losses)
-    width, height = Image.open(io.BytesIO(tw.loss_png(alone))).size
-    picture = Image.open(io.BytesIO(tw.loss_png(history))).convert("RGB")
-    assert picture.size == (width, height + 180)
-    pixels = np.asarray(picture, dtype=int)[height:]
-    for colour in ((0x23, 0x8B, 0x45), (0x88, 0x41, 0x9D)):
-        assert (np.abs(pixels - colour).sum(axis=-1) < 30).any()
-    # One part alone is the loss itself.
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "parts": {"video": 1.0}}))
-    assert tw.TrainingHistory.read(tmp_path, 10).parts == {}
-
-
-def test_parts_stand_in_the_state_line() -> None:
-    line = Progress(5, 10, loss=0.75, parts={"video": 0.25, "audio": 0.5}).line()
-    assert line == "step 5 of 10 · loss 0.7500 (video 0.2500, audio 0.5000)"
 
 
 def test_encoding_of_sound_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ _WHERE = {
     "SettingInfo": "tunerkit.config",
     "inspect_dataset": "tunerkit.data.inspect",
     "DatasetReport": "tunerkit.data.report",
+    "batch_plan": "tunerkit.data.sampler",
     "build_cache": "tunerkit.cache.build",
     "cache_report": "tunerkit.cache.census",
     "prune_cache": "tunerkit.cache.census",
@@ -88,6 +89,7 @@ __all__ = [
     "__version__",
     "attach",
     "batch",
+    "batch_plan",
     "build_cache",
     "cache_report",
     "decode",
@@ -119,6 +121,7 @@ if TYPE_CHECKING:
     from tunerkit.data.decode import decode
     from tunerkit.data.inspect import inspect_dataset
     from tunerkit.data.report import DatasetReport
+    from tunerkit.data.sampler import batch_plan
     from tunerkit.errors import (
         CheckpointError,
         ConfigError,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunerkit.cli_output import encoding_progress, process_rank, quiet_libraries, runs_table, say
 from tunerkit.cli_sweep import run_sweep as run_sweep
-from tunerkit.errors import CheckpointError, ConfigError, Problem, TunerkitError
+from tunerkit.errors import ConfigError, Problem, TunerkitError
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -120,6 +120,9 @@ def run_validate(arguments: argparse.Namespace) -> int:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
+    from tunerkit.training.checkpoints import whole_checkpoint
+    from tunerkit.training.export import export_checkpoint
+
     config = load(arguments)
     if config.model_type != "lora":
         problem = Problem(
@@ -129,14 +132,9 @@ def run_export(arguments: argparse.Namespace) -> int:
     target = Path(arguments.output).expanduser().absolute()
     if target.suffix != ".safetensors":
         raise TunerkitError(f"--output {target} is no .safetensors file. Fix: write {target.name}.safetensors")
-    with _borrowed(config, arguments.checkpoint) as trainer:
-        try:
-            path = trainer.export_lora(target, format=arguments.format)
-        except OSError as error:
-            raise TunerkitError(
-                f"--output {target} cannot be written ({error.strerror}). Fix: name a file in a folder you may write to"
-            ) from error
-        say(f"adapter after step {trainer.global_step}, {arguments.format} layout: {path}")
+    checkpoint = whole_checkpoint(config.output_path, arguments.checkpoint)
+    path = export_checkpoint(checkpoint, target, arguments.format)
+    say(f"adapter of {checkpoint.name}, {arguments.format} layout: {path}")
     return 0
 
 
@@ -149,18 +147,9 @@ def _borrowed(config: TrainConfig, which: str) -> Iterator[Trainer]:
     Raises:
         CheckpointError: if there is no such checkpoint, or it is not whole; known before anything is loaded.
     """
-    from tunerkit.training.checkpoints import find_checkpoint
+    from tunerkit.training.checkpoints import whole_checkpoint
 
-    found = None
-    if which != BASE:
-        found, warnings = find_checkpoint(config.output_path, which)
-        for warning in warnings:
-            logger.warning("%s", warning)
-        if found is None:
-            raise CheckpointError(
-                f"output_dir = {str(config.output_path)!r} holds no whole checkpoint. Fix: train first, or name "
-                "one with --checkpoint"
-            )
+    found = None if which == BASE else whole_checkpoint(config.output_path, which)
     quiet_libraries()
     from tunerkit.training.trainer import Trainer
 

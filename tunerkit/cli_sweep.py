@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,10 +48,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         asked["output_dir"] = arguments.output_dir
     if not asked.get("output_dir"):
         raise TunerkitError('the sweep has no folder. Fix: add --output-dir DIR, or "output_dir" to the file')
-    # Started in the background, a process may have been told to ignore interrupts.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    result = sweep(arguments.notebook, **asked)
+    with _interruptible():
+        result = sweep(arguments.notebook, **asked)
     done = sum(row.state == "done" for row in result)
     say(f"{done} of {len(result)} runs are done; table and report: {result.output_dir / 'report.html'}")
     return 0 if done == len(result) else 1
@@ -77,6 +76,17 @@ def read_request(path: Path) -> dict[str, Any]:
             fix = f"did you mean {near[0]}?" if near else f"use {', '.join(KEYS)}"
             raise TunerkitError(f"{path}: a sweep has no {key!r}. Fix: {fix}")
     return asked
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT and SIGTERM interrupt: started in the background, a process may have been told to ignore them."""
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

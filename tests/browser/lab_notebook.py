@@ -28,6 +28,7 @@ HARMLESS = (
     r"favicon",
     r"ResizeObserver loop",
     r"net::ERR_ABORTED",
+    r"Canceled future for \w+ message",  # a restart of a kernel that is busy
     r"Failed to load resource.*40[34].*/(api/me|workspaces|lsp/status|custom\.css)",
 )
 """Complaints of JupyterLab itself with any notebook, as patterns."""
@@ -96,10 +97,14 @@ class LabNotebook:
         self.page.goto(address)
         self._wait_loaded()
 
-    def reload(self) -> None:
-        """Load the page again, as with F5; what was not saved is lost, the kernel goes on."""
+    def reload(self, *, busy: bool = False) -> None:
+        """Load the page again, as with F5; what was not saved is lost, the kernel goes on.
+
+        Args:
+            busy: the kernel works, and is not waited for.
+        """
         self.page.reload()
-        self._wait_loaded()
+        self._wait_loaded(busy)
 
     def run_all(self, seconds: float = 120) -> None:
         """Run all cells and wait for the end of the last.
@@ -256,11 +261,12 @@ class LabNotebook:
     def _start(self, command: str, **options: object) -> None:
         self.page.evaluate(scripts.START_COMMAND, [command, options])
 
-    def _wait_loaded(self) -> None:
+    def _wait_loaded(self, busy: bool = False) -> None:
         self.page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=60_000)
         self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=60_000)
         self.page.evaluate(scripts.ROOM)
-        self._wait_ready()
+        if not busy:
+            self._wait_ready()
 
     def _wait_ready(self) -> None:
         """Twice: a kernel is idle for a moment between its requests, and before the page is connected to it."""

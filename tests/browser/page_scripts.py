@@ -50,8 +50,14 @@ VIDEO_STATES = """async (seconds) => {
     return state;
   };
   const videos = [...document.querySelectorAll('.jp-Notebook video')], states = [];
-  for (let first = 0; first < videos.length; first += 4)  // few at a time: each has a decoder of its own
-    states.push(...await Promise.all(videos.slice(first, first + 4).map(watch)));
+  for (let first = 0; first < videos.length; first += 4) {  // few at a time: each has a decoder of its own
+    const some = videos.slice(first, first + 4);
+    for (const video of some) {  // what is out of sight may not be loaded
+      video.scrollIntoView({block: 'center'});
+      await wait(150);
+    }
+    states.push(...await Promise.all(some.map(watch)));
+  }
   return states;
 }"""
 

@@ -22,13 +22,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from tunerkit.data.samples import Sample
 from tunerkit.draws import generator
 from tunerkit.errors import DatasetError
+
+if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
 
 Sampling = Literal["auto-weighting", "uniform"]
 
@@ -90,9 +93,10 @@ class BatchPlan:
             for key, pool in zip(found, self._pools, strict=True)
         ]
         self._rates = [weight / max(weights) for weight in weights]
-        self._mean_batches = sum(
+        self.mean_batches = sum(
             (pool.batches * rate for pool, rate in zip(self._pools, self._rates, strict=True)), start=Fraction(0)
         )
+        """Batches of an epoch, on average over all epochs."""
         self._seed = seed
         self._run_epoch = lru_cache(maxsize=2)(self._mixed_epoch)
         pool_remarks = (remark for pool in self._pools for remark in pool.remarks(fill))
@@ -112,7 +116,7 @@ class BatchPlan:
         """Batch `number` (from 0) of the endless sequence of epochs."""
         # Rounding down puts an epoch's first batch before its exact place, so the search starts there and goes up, at
         # most as many epochs as there are pools. None is empty: the pool of rate 1 takes part in every one.
-        epoch = int(number / self._mean_batches)
+        epoch = int(number / self.mean_batches)
         while self.first_batch(epoch + 1) <= number:
             epoch += 1
         pools, numbers = self._run_epoch(epoch)
@@ -133,6 +137,27 @@ class BatchPlan:
 
         order = torch.randperm(len(numbers), generator=generator(self._seed, "mix", epoch)).numpy()
         return pools[order], numbers[order]
+
+
+def batch_plan(config: TrainConfig, samples: Sequence[Sample]) -> BatchPlan:
+    """The order of batches that the settings of a run and of its datasets ask for.
+
+    Args:
+        config: resolved settings.
+        samples: what `inspect_dataset` found for them, at least one.
+
+    Raises:
+        DatasetError: every dataset that has samples has probability 0.
+    """
+    return BatchPlan(
+        samples,
+        config.train_batch_size,
+        config.seed,
+        probabilities={dataset.id: dataset.probability for dataset in config.media_datasets},
+        sampling=config.data_backend_sampling,
+        batch_sizes={d.id: d.train_batch_size for d in config.media_datasets if d.train_batch_size is not None},
+        fill=config.allow_dataset_oversubscription,
+    )
 
 
 class _Key(NamedTuple):

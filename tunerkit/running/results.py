@@ -149,6 +149,20 @@ def _round(folder: Path, step: int) -> list[Rendering]:
     return videos
 
 
+def pairs(videos: Sequence[Rendering], step: int | None, other: int) -> list[tuple[Rendering, Rendering]]:
+    """(of round `other`, of round `step`) for each prompt, size and seed that both have; None is the newest round."""
+    if step is None:
+        step = max((video.step for video in videos), default=0)
+    # The base model has no EMA: it stands beside both kinds of weights.
+    others = {(*_what(video), video.ema and other > 0): video for video in videos if video.step == other}
+    shown = [(video, (*_what(video), video.ema and other > 0)) for video in videos if video.step == step]
+    return [(others[key], video) for video, key in shown if key in others]
+
+
+def _what(video: Rendering) -> tuple[Any, ...]:
+    return video.nickname, video.size, video.seed
+
+
 def summarised(folder: Path, status: RunStatus, metrics: Rows, evaluations: Rows) -> dict[str, Any]:
     """A run in figures, for tables.
 

@@ -62,13 +62,14 @@ class Run:
         """
         from tunerkit.project import load_config
 
-        path = self._settings_file()
+        path = self.settings_file
         key = (path, path.stat().st_mtime_ns)
         if self._settings is None or self._settings[0] != key:
             self._settings = (key, load_config(path))
         return self._settings[1]
 
-    def _settings_file(self) -> Path:
+    @property
+    def settings_file(self) -> Path:
         """Which file holds the present process's settings: config.json may be that of an earlier one."""
         files = [path for name in (CONFIG_FILE, REQUEST_FILE) if (path := self.output_dir / name).is_file()]
         if not files:
@@ -213,6 +214,33 @@ class Run:
         """The rendered videos of all rounds, or of the round at `step` (0: the base model)."""
         return results.read_videos(self.output_dir, step)
 
+    def compare(self, step: int | None = None, other: int = 0) -> list[tuple[Rendering, Rendering]]:
+        """The videos of two rounds side by side: (of `other`, of `step`) for each prompt, size and seed in both.
+
+        Args:
+            step: optimizer steps done; the newest round when not given.
+            other: the same, of what it is compared with; 0 is the base model.
+        """
+        return results.pairs(self.videos(), step, other)
+
+    def render(self, prompt: str, seed: int | None = None, checkpoint: str | int = "latest") -> list[Rendering]:
+        """Render words of your own with a checkpoint, in the size and length of the run's validation.
+
+        A process of its own does it, on the run's device; the videos stay among those of the run.
+
+        Args:
+            prompt: what the video shows.
+            seed: that of the run's validation when not given.
+            checkpoint: "latest", a step, a checkpoint folder, or "base" for the model without training.
+
+        Raises:
+            TunerkitError: if the prompt is empty, the run goes on (it holds the device), or with what the process had
+                to say.
+        """
+        from tunerkit.running.rendering import render
+
+        return render(self, prompt, seed, _checkpoint(checkpoint))
+
     def checkpoints(self) -> list[CheckpointInfo]:
         """The finished checkpoints, by rising step."""
         return results.read_checkpoints(self.output_dir, self.status.total_steps, self.metrics(), self.evaluations())
@@ -236,7 +264,7 @@ class Run:
     def export(self, path: str | Path, format: LoraFormat = "diffusers", checkpoint: str | int = "latest") -> Path:
         """Write the adapter of a checkpoint as a LoRA file.
 
-        A process of its own does it, on the CPU: no GPU memory is taken from a run that goes on, or kept afterwards.
+        The model is not loaded: it takes a second, and nothing from a run that goes on.
 
         Args:
             path: the `.safetensors` file.
@@ -244,19 +272,19 @@ class Run:
             checkpoint: "latest", a step, or a checkpoint folder.
 
         Raises:
-            TunerkitError: with what the process had to say.
+            CheckpointError: if there is no such checkpoint, or it is damaged.
+            TunerkitError: if it holds no adapter, or the file cannot be written.
         """
-        from tunerkit.running.launch import run_command
+        from tunerkit.training.checkpoints import whole_checkpoint
+        from tunerkit.training.export import export_checkpoint
 
-        which = f"checkpoint-{checkpoint}" if isinstance(checkpoint, int) else str(checkpoint)
-        target = Path(path).expanduser().absolute()
-        run_command(
-            "export",
-            str(self._settings_file()),
-            *("--checkpoint", which, "--format", format, "--output", str(target)),
-            "device=cpu",
-        )
-        return target
+        source = whole_checkpoint(self.output_dir, _checkpoint(checkpoint))
+        return export_checkpoint(source, Path(path).expanduser().absolute(), format)
+
+
+def _checkpoint(which: str | int) -> str:
+    """A checkpoint as the command line takes it."""
+    return f"checkpoint-{which}" if isinstance(which, int) else str(which)
 
 
 def _after(lines: JsonLines, key: str, number: int) -> list[dict[str, Any]]:

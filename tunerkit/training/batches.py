@@ -13,7 +13,7 @@ import torch
 from tunerkit.cache.entries import Cache
 from tunerkit.cache.repair import rebuild_latents, rebuild_mask, rebuild_sound, rebuild_text
 from tunerkit.cache.store import CacheEntryError
-from tunerkit.data.sampler import BatchPlan, Draw
+from tunerkit.data.sampler import Draw, batch_plan
 from tunerkit.draws import generator
 from tunerkit.errors import TunerkitError
 from tunerkit.families.base import Audio, Batch, Family, LossParts, TextKind
@@ -58,19 +58,6 @@ class Drawn:
             audio_sigma=there(self.audio_sigma),
             audio_noise=there(self.audio_noise),
         )
-
-
-def batch_plan(config: TrainConfig, samples: Sequence[Sample]) -> BatchPlan:
-    """The order of batches that the settings of a run and of its datasets ask for."""
-    return BatchPlan(
-        samples,
-        config.train_batch_size,
-        config.seed,
-        probabilities={dataset.id: dataset.probability for dataset in config.media_datasets},
-        sampling=config.data_backend_sampling,
-        batch_sizes={d.id: d.train_batch_size for d in config.media_datasets if d.train_batch_size is not None},
-        fill=config.allow_dataset_oversubscription,
-    )
 
 
 class BatchSource:

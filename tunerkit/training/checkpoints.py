@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from typing import Any
 from tunerkit.errors import CheckpointError, TunerkitError
 from tunerkit.files import digest_file, flush_file, flush_folder, process_runs, read_json, write_json
 
+logger = logging.getLogger("tunerkit")
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -120,6 +122,23 @@ def find_checkpoint(output_dir: str | os.PathLike[str], which: str | os.PathLike
     if reason is not None:
         raise CheckpointError(f"checkpoint {os.fspath(which)!r} is broken: {reason}. {fix}")
     return folder, []
+
+
+def whole_checkpoint(output_dir: str | os.PathLike[str], which: str | os.PathLike[str]) -> Path:
+    """The checkpoint to use, as `find_checkpoint`; newer ones that are broken are told of in the log.
+
+    Raises:
+        CheckpointError: there is none, or `which` names a folder that is missing or broken.
+    """
+    found, warnings = find_checkpoint(output_dir, which)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    if found is None:
+        raise CheckpointError(
+            f"output_dir = {os.fspath(output_dir)!r} holds no whole checkpoint. Fix: train first, or name one with "
+            "--checkpoint"
+        )
+    return found
 
 
 def remove_temporary(output_dir: str | os.PathLike[str]) -> list[Path]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunerkit.errors import CheckpointError, TunerkitError
-from tunerkit.files import replacing
+from tunerkit.files import read_json, replacing
 from tunerkit.training.weights import ADAPTER, adapter_state, load_adapter_state
 
 if TYPE_CHECKING:
     import torch
 
+    from tunerkit.families.base import Family
     from tunerkit.training.engine import Engine
 
 LoraFormat = Literal["diffusers", "comfyui"]
 LORA_FILE = "pytorch_lora_weights.safetensors"
+STATE_FILE = "state.json"
+"""In a checkpoint: the step, and what the run trained."""
 PREFIX = {"diffusers": "transformer", "comfyui": "diffusion_model"}
 
 
@@ -39,18 +44,63 @@ def export_lora(engine: Engine, path: str | Path, format: LoraFormat = "diffuser
         raise TunerkitError(
             "export_lora needs model_type = lora; a full fine-tuning is saved as transformer/ in output_dir"
         )
+    path = _target(path, format)
+    if format == "diffusers":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_diffusers_lora(engine, path.parent, path.name)
+    else:
+        _write_comfyui_lora(engine.family, *portable_adapter(engine), path)
+    names = engine.family.comfyui_module if format == "comfyui" else str
+    check_lora_file(path, engine.transformer, PREFIX[format], names)
+    return path
+
+
+def export_checkpoint(checkpoint: Path, path: str | Path, format: LoraFormat = "diffusers") -> Path:
+    """Write the adapter of a checkpoint folder to `path`, as `export_lora` does, without loading the model.
+
+    Raises:
+        TunerkitError: if the checkpoint is that of a full fine-tuning, or the format or path is not usable.
+    """
+    from safetensors import safe_open
+
+    from tunerkit import families
+
+    source = checkpoint / LORA_FILE
+    if not source.is_file():
+        raise TunerkitError(
+            f"{checkpoint.name} holds no adapter to export (model_type = full). Fix: use transformer/ in output_dir "
+            "as it is, once the run is done"
+        )
+    path = _target(path, format)
+    try:
+        if format == "diffusers":
+            with replacing(path) as temporary:
+                shutil.copyfile(source, temporary)
+            return path
+        family = families.get(read_json(checkpoint / STATE_FILE)["fingerprint"]["family"])
+        with safe_open(source, framework="pt") as file:
+            state = {key.removeprefix(f"{PREFIX['diffusers']}."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            config = json.loads(file.metadata()["lora_adapter_metadata"])
+        named = {key.removeprefix(f"{PREFIX['diffusers']}."): value for key, value in config.items()}
+        _write_comfyui_lora(family, state, named, path)
+    except OSError as error:
+        raise TunerkitError(
+            f"{path} cannot be written ({error.strerror}). Fix: name a file in a folder you may write to"
+        ) from error
+    return path
+
+
+def _target(path: str | Path, format: str) -> Path:
+    """The file to write.
+
+    Raises:
+        TunerkitError: if the format is not known, or the file's name does not end as it must.
+    """
     if format not in PREFIX:
         raise TunerkitError(f"format = {format!r} is not known. Fix: use 'diffusers' or 'comfyui'")
     path = Path(path)
     if path.suffix != ".safetensors":
         raise TunerkitError(f"{path} is not a .safetensors file name. Fix: write for example {path.name}.safetensors")
-    if format == "diffusers":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_diffusers_lora(engine, path.parent, path.name)
-    else:
-        _write_comfyui_lora(engine, path)
-    names = engine.family.comfyui_module if format == "comfyui" else str
-    check_lora_file(path, engine.transformer, PREFIX[format], names)
     return path
 
 
@@ -96,20 +146,21 @@ def portable_adapter(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str,
     return joined, {**config, **doubled}
 
 
-def _write_comfyui_lora(engine: Engine, path: Path) -> None:
+def _write_comfyui_lora(
+    family: Family, state: Mapping[str, torch.Tensor], config: Mapping[str, Any], path: Path
+) -> None:
     """Keys as the original model names its modules, and the adapter's scale multiplied into its second factor.
 
     ComfyUI takes an adapter without an `.alpha` at scale 1, and diffusers refuses files with one for some models.
     """
     from safetensors.torch import save_file
 
-    state, config = portable_adapter(engine)
     rank = math.sqrt(config["r"]) if config["use_rslora"] else config["r"]
     tensors: dict[str, torch.Tensor] = {}
     for key, value in state.items():
         module, kind = _split(key)
         scaled = value * (config["lora_alpha"] / rank) if kind == "lora_B.weight" else value
-        tensors[f"{PREFIX['comfyui']}.{engine.family.comfyui_module(module)}.{kind}"] = scaled
+        tensors[f"{PREFIX['comfyui']}.{family.comfyui_module(module)}.{kind}"] = scaled
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
 

@@ -3,9 +3,10 @@
     import tunerkit_widgets as tw
 
     form = tw.SetupForm("my-project/config.json")
-    tk.build_cache(form.config, progress=tw.CacheProgress())
-    trainer = tw.open_trainer(form.config)
-    history = await tw.watch_async(trainer)
+    clips = tw.DatasetBrowser(form.config)
+    run = tk.start(form.config)
+    await tw.follow(run)
+    tw.ValidationGallery(run)
 
 Where nobody can click (papermill, `nbconvert --execute`), the same calls draw no widgets: they print a few lines, wait
 until the work is done, leave static pictures and players, and raise on failure.
@@ -17,25 +18,22 @@ from tunerkit_widgets.dashboard import TrainingDashboard, follow, follow_blockin
 from tunerkit_widgets.dataset_browser import DatasetBrowser
 from tunerkit_widgets.gallery import ValidationGallery
 from tunerkit_widgets.history import TrainingHistory, smoothed, tenths
-from tunerkit_widgets.live_training import LiveTraining, TrainingStopped, watch, watch_async
 from tunerkit_widgets.loss_plot import loss_png
 from tunerkit_widgets.projects import guided_form, new_project
 from tunerkit_widgets.run_list import RunList
 from tunerkit_widgets.setup_form import SetupForm
 from tunerkit_widgets.sounds import show_sound
 from tunerkit_widgets.summary import Summary, show_files, summarize
-from tunerkit_widgets.surroundings import headless
+from tunerkit_widgets.surroundings import headless, quiet_libraries
 from tunerkit_widgets.sweep_launcher import SweepLauncher
 from tunerkit_widgets.sweep_table import SweepTable
 from tunerkit_widgets.texts import choose_language
-from tunerkit_widgets.trainers import close_trainers, open_trainer
-from tunerkit_widgets.videos import current_videos, find_videos, show_videos
+from tunerkit_widgets.videos import show_videos
 
 __all__ = [
     "CacheProgress",
     "CheckpointBrowser",
     "DatasetBrowser",
-    "LiveTraining",
     "RunList",
     "SetupForm",
     "Summary",
@@ -43,25 +41,19 @@ __all__ = [
     "SweepTable",
     "TrainingDashboard",
     "TrainingHistory",
-    "TrainingStopped",
     "ValidationGallery",
     "choose_language",
-    "close_trainers",
-    "current_videos",
-    "find_videos",
     "follow",
     "follow_blocking",
     "guided_form",
     "headless",
     "loss_png",
     "new_project",
-    "open_trainer",
+    "quiet_libraries",
     "show_files",
     "show_sound",
     "show_videos",
     "smoothed",
     "summarize",
     "tenths",
-    "watch",
-    "watch_async",
 ]

@@ -12,7 +12,9 @@ from tunerkit_widgets.list_rows import (
     LINE_WIDTH,
     cells_html,
     click_handler,
+    line_layout,
     mark_html,
+    scrolling_layout,
     set_visible,
     size_words,
     status_html,
@@ -42,7 +44,7 @@ class CheckpointView:
         """Step of the chosen row."""
         self.choosers: dict[int, Any] = {}
         """The button of each row, by step."""
-        self.list = widgets.VBox()
+        self.list = widgets.VBox(layout=scrolling_layout())
         self.total = widgets.HTML()
         self.refresh_button = self._button("refresh", self._refresh, "refresh")
         self.title = widgets.HTML()
@@ -132,7 +134,7 @@ class CheckpointView:
     def _line(self, first: Any, cells: Any) -> Any:
         cells.layout.flex = "1 1 auto"
         cells.layout.margin = "0 0 0 10px"
-        return self._widgets.HBox([first, cells], layout=self._widgets.Layout(align_items="center"))
+        return self._widgets.HBox([first, cells], layout=line_layout())
 
     def _checkpoint(self, one: Any) -> Any:
         browser, chosen = self._browser, one.step == self.selected

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import tunerkit as tk
 from tunerkit_widgets.dashboard_plain import PlainLines
-from tunerkit_widgets.dashboard_plot import curves_png
 from tunerkit_widgets.dashboard_run import BROKEN, ENDED, RunReader, Status, WatchedRun
 from tunerkit_widgets.dashboard_view import DashboardView
 from tunerkit_widgets.dashboard_words import (
@@ -31,6 +30,7 @@ from tunerkit_widgets.dashboard_words import (
     trouble_html,
 )
 from tunerkit_widgets.guard import guarded
+from tunerkit_widgets.loss_plot import loss_png
 from tunerkit_widgets.previews import data_uri
 from tunerkit_widgets.surroundings import headless, show, show_widget
 from tunerkit_widgets.tables import table_html
@@ -103,7 +103,7 @@ class TrainingDashboard:
             lines = "<br>".join(html.escape(line) for line in words)
             plot = ""
             if reader.history.losses or reader.history.evaluations:
-                address = data_uri(curves_png(reader.history), "image/png")
+                address = data_uri(loss_png(reader.history), "image/png")
                 label = html.escape(text("dashboard.plot", line=progress_line(reader)), quote=True)
                 plot = f"<img src='{address}' alt='{label}'>"
             videos = videos_html(reader.videos) if reader.videos else ""

@@ -100,6 +100,7 @@ class Controls:
         for name, button in self.buttons.items():
             waiting = self._asked is not None and self._asked[0] == name
             button.disabled = waiting or state not in COMMANDS[name].states
+        self.buttons["validate_now"].layout.display = None if reader.renders else "none"
         shown = self._doubt if self._sure else self._usual
         if self.widget.children != shown:
             self.widget.children = shown

@@ -6,9 +6,9 @@ import re
 import time
 from collections.abc import Callable
 
-from tunerkit_widgets.dashboard_plot import curves_png
 from tunerkit_widgets.dashboard_run import ENDED, STARTING, RunReader, Status, WatchedRun
 from tunerkit_widgets.dashboard_words import attach_words, closing_words, progress_line
+from tunerkit_widgets.loss_plot import loss_png
 from tunerkit_widgets.surroundings import show_png
 from tunerkit_widgets.texts import text
 from tunerkit_widgets.videos import show_videos
@@ -65,7 +65,7 @@ class PlainLines:
         print(progress_line(reader))
         print(closing_words(reader))
         if reader.history.losses:
-            show_png(curves_png(reader.history))
+            show_png(loss_png(reader.history))
         if reader.videos:
             show_videos(reader.videos)
 

@@ -64,6 +64,8 @@ class WatchedRun(Protocol):
     @property
     def output_dir(self) -> Path: ...
     @property
+    def config(self) -> tk.TrainConfig: ...
+    @property
     def status(self) -> Status: ...
     def pause(self) -> object: ...
     def resume(self) -> object: ...
@@ -116,8 +118,7 @@ class RunReader:
         kinds = {event.get("kind") for event in events}
         ended = self.status.state in ENDED and not self._ended
         if self._fresh or ended or "evaluation" in kinds:
-            points = {row["step"]: float(row["loss"]) for row in self.run.evaluations()}
-            self.history.evaluations = sorted(points.items())
+            self.history.evaluated(self.run.evaluations())
         if self._fresh or ended or "video" in kinds:
             self.videos = self._newest_videos()
         self._fresh, self._ended = False, self._ended or ended
@@ -146,6 +147,14 @@ class RunReader:
         return parts if len(parts) > 1 else {}
 
     @property
+    def renders(self) -> bool:
+        """Whether the run renders validation videos at all; also true as long as its settings cannot be read."""
+        try:
+            return not self.run.config.validation_disable
+        except (OSError, ValueError, tk.TunerkitError):  # being written, damaged, or of another version
+            return True
+
+    @property
     def log(self) -> Sequence[str]:
         """The last lines that the process has printed."""
         return self.run.log(lines=LOG_LINES)
@@ -168,10 +177,7 @@ class RunReader:
 
     def _take(self, row: dict[str, Any]) -> None:
         self.row = row
-        step = row["step"]
-        self.history.losses.append((step, float(row["loss"])))
-        for name, loss in self.parts.items():
-            self.history.parts.setdefault(name, []).append((step, float(loss)))
+        self.history.add(row)
 
     def _note(self, event: Mapping[str, Any]) -> None:
         self.event = max(self.event, int(event["number"]))

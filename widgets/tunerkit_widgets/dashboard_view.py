@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tunerkit_widgets.dashboard_controls import Controls
-from tunerkit_widgets.dashboard_plot import curves_png
 from tunerkit_widgets.dashboard_run import BROKEN, STARTING, RunReader
 from tunerkit_widgets.dashboard_words import (
     chip_html,
@@ -20,7 +19,8 @@ from tunerkit_widgets.dashboard_words import (
     step_words,
     trouble_html,
 )
-from tunerkit_widgets.loss_plot import DPI, SIZE_INCHES
+from tunerkit_widgets.list_rows import LINE_WIDTH
+from tunerkit_widgets.loss_plot import DPI, SIZE_INCHES, loss_png
 from tunerkit_widgets.texts import text
 from tunerkit_widgets.videos import videos_html
 
@@ -50,7 +50,7 @@ class DashboardView:
         self.warnings = widgets.HTML()
         self.trouble = widgets.HTML()
         self.plot = widgets.Image(
-            format="png", layout=layout(width=f"{SIZE_INCHES[0] * DPI:.0f}px", max_width="100%", display="none")
+            format="png", layout=layout(width=f"{SIZE_INCHES[0] * DPI:.0f}px", max_width=LINE_WIDTH, display="none")
         )
         self.videos = widgets.HTML()
         self.log = widgets.HTML()
@@ -84,7 +84,7 @@ class DashboardView:
         """The curves, once there is a point of them."""
         history = self._reader.history
         if history.losses or history.evaluations:
-            self.plot.value = curves_png(history)
+            self.plot.value = loss_png(history)
             self.plot.layout.display = None
 
     def draw_log(self) -> None:

@@ -89,7 +89,8 @@ def bucket_head() -> tuple[str, str, str, str]:
 
 def static_html(report: tk.DatasetReport, found: list[Bucket], shown: int) -> str:
     """The table of files, `shown` of them with pictures, and that of buckets; needs no widgets and no files."""
-    return report.to_html(shown, thumbnails=True) + table_html(bucket_rows(found), bucket_head())
+    files = f"<div style='overflow-x:auto'>{report.to_html(shown, thumbnails=True)}</div>"
+    return files + table_html(bucket_rows(found), bucket_head())
 
 
 def static_text(report: tk.DatasetReport, found: list[Bucket]) -> str:

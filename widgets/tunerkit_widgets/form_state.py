@@ -5,12 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tunerkit as tk
 from tunerkit_widgets.form_layout import DATA_FOLDER
 
 DATASET_DOCUMENT = "multidatabackend.json"
+
+
+class Checked(NamedTuple):
+    """Settings as they are saved (None where they cannot be), as resolved (likewise), and the problems."""
+
+    chosen: tk.TrainConfig | None
+    resolved: tk.TrainConfig | None
+    problems: Sequence[Any]
 
 
 class FormState:
@@ -50,12 +58,14 @@ class FormState:
         """
         return tk.resolve(self.chosen())
 
-    def check(self) -> tuple[tk.TrainConfig | None, Sequence[Any]]:
-        """The resolved settings, or None and the problems."""
+    def check(self) -> Checked:
+        """What the settings amount to, or what is wrong with them."""
+        chosen = None
         try:
-            return self.resolved(), ()
+            chosen = self.chosen()
+            return Checked(chosen, tk.resolve(chosen), ())
         except tk.ConfigError as error:
-            return None, error.problems
+            return Checked(chosen, None, error.problems)
 
     def save(self, path: Path) -> Path:
         """Write both documents: the settings to `path`, the datasets beside it.

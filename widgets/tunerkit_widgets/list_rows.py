@@ -28,6 +28,20 @@ def cells_html(cells: Sequence[str], widths: str, *, head: bool = False) -> str:
     )
 
 
+def scrolling_layout() -> Any:
+    """Of a list: on a narrow page its lines move sideways together."""
+    import ipywidgets as widgets
+
+    return widgets.Layout(overflow="auto")
+
+
+def line_layout() -> Any:
+    """Of a line in such a list: never narrower than what is in it."""
+    import ipywidgets as widgets
+
+    return widgets.Layout(align_items="center", min_width="min-content", overflow="visible")
+
+
 def mark_html(words: str, colour: str) -> str:
     """A word in a frame of a colour; the letters keep the page's colour, so that they can be read."""
     return (

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import tunerkit as tk
 from tunerkit_widgets.dashboard_words import chip_html
 from tunerkit_widgets.guard import ERROR_COLOUR
-from tunerkit_widgets.list_rows import LINE_WIDTH, cells_html, click_handler, set_visible, status_html
+from tunerkit_widgets.list_rows import (
+    LINE_WIDTH,
+    cells_html,
+    click_handler,
+    line_layout,
+    scrolling_layout,
+    set_visible,
+    status_html,
+)
 from tunerkit_widgets.texts import text
 
 if TYPE_CHECKING:
@@ -34,7 +42,7 @@ class RunListView:
         self.buttons: dict[str, tuple[Any, Any]] = {}
         """The buttons "Attach" and "Stop" of each run, by its name."""
         self._asked = ""
-        self.list = widgets.VBox()
+        self.list = widgets.VBox(layout=scrolling_layout())
         self.more = widgets.HTML()
         self.refresh_button = self._button(text("runs.refresh"), self._refresh, icon="refresh", width="130px")
         self.question = widgets.HTML()
@@ -76,7 +84,7 @@ class RunListView:
 
     def _line(self, cells: Any, *rest: Any) -> Any:
         cells.layout.flex = "1 1 auto"
-        return self._widgets.HBox([cells, *rest], layout=self._widgets.Layout(align_items="center"))
+        return self._widgets.HBox([cells, *rest], layout=line_layout())
 
     def _run(self, one: Listed) -> Any:
         name = f"<b>{html.escape(one.name)}</b>"

@@ -12,9 +12,11 @@ import ipywidgets as widgets
 
 from tunerkit import SettingInfo
 from tunerkit_widgets.guard import ERROR_COLOUR, QUIET_COLOUR
-from tunerkit_widgets.texts import text
+from tunerkit_widgets.texts import setting_text, text
 
-LABEL_WIDTH = "130px"
+LABEL_WIDTH = "140px"
+LONG_PATH = 40
+"""Letters; a field may hide the end of a longer path, so it is written below as well."""
 UNSET = ""
 """Stands for None among the choices of a dropdown, which takes None for "nothing chosen"."""
 Options = Sequence[tuple[str, Any]]
@@ -91,6 +93,17 @@ class SettingField:
         """Whether it differs from what the form started with."""
         return self.control.value != self._start
 
+    def put(self, value: Any) -> None:
+        """Fill in a value of the setting, as an edit would."""
+        if self._options:
+            chosen = UNSET if value is None else value
+            self.control.options = _with(self._options, chosen)
+            self.control.value = chosen
+        elif isinstance(self.control, (widgets.Checkbox, widgets.IntText)):
+            self.control.value = value
+        else:
+            self.control.value = as_text(value)
+
     def offer(self, options: Options) -> None:
         """Other choices; the first one is taken when the chosen one is not among them."""
         value = self.control.value
@@ -109,12 +122,25 @@ class SettingField:
 
     def clear(self) -> None:
         """Show what the setting means."""
-        self._say(f"<small style='color:{QUIET_COLOUR}'>{html.escape(self.info.description)}</small>")
+        value = self.control.value
+        path = isinstance(value, str) and value.startswith(("/", "~", ".")) and len(value) > LONG_PATH
+        words = html.escape(setting_text(self.info)) + (
+            f"<br><code style='font-size:inherit'>{html.escape(value)}</code>" if path else ""
+        )
+        self._say(f"<small style='color:{QUIET_COLOUR}'>{words}</small>")
 
     def _say(self, content: str) -> None:
-        markup = f"<div style='margin:-6px 0 4px {self._label_width};padding-left:8px;line-height:1.25'>{content}</div>"
+        markup = below(content, self._label_width)
         if self.message.value != markup:  # a message that stays need not be sent again
             self.message.value = markup
+
+
+def below(content: str, label_width: str) -> str:
+    """HTML to stand below a control with a label of this width."""
+    return (
+        f"<div style='margin:0 0 6px {label_width};padding-left:8px;line-height:1.3;overflow-wrap:anywhere'>"
+        f"{content}</div>"
+    )
 
 
 def as_text(value: Any) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import html
+import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
 import tunerkit as tk
+from tunerkit_widgets.form_count import SampleCount, length
+from tunerkit_widgets.form_debounce import Debounced, threads_reach_page
+from tunerkit_widgets.form_files import FilesRow, document_of
 from tunerkit_widgets.form_layout import (
     DATA_FOLDER,
     FOLDED,
@@ -20,16 +25,21 @@ from tunerkit_widgets.form_layout import (
     main_field,
     published,
 )
+from tunerkit_widgets.form_presets import AS_SET, PRESETS, changes_of
 from tunerkit_widgets.form_state import FormState
 from tunerkit_widgets.guard import ERROR_COLOUR, GOOD_COLOUR, QUIET_COLOUR, guarded
+from tunerkit_widgets.preset_field import PresetField
 from tunerkit_widgets.setting_field import SettingField, as_text
 from tunerkit_widgets.surroundings import headless, show
 from tunerkit_widgets.tables import table_html, table_text
-from tunerkit_widgets.texts import text
+from tunerkit_widgets.texts import choose_language, language, language_names, text
 
 
 class SetupForm:
     """Settings to look at and change; each edit is checked at once, with the message under its field.
+
+    Below the fields stand the length of the run, counted from the data, and the file that they are loaded from and
+    saved to. A preset fills in the settings that save memory.
 
     Where nobody can click, nothing is drawn: the resolved settings are shown as a table, and wrong ones raise.
 
@@ -55,7 +65,11 @@ class SetupForm:
             raise ValueError("SetupForm needs either a project or a config")
         base = config if config is not None else tk.load_config(str(project))
         self._state = FormState(base, settings)
-        self._save_to = _document(save_to if save_to is not None else project)
+        self._save_to = document_of(save_to if save_to is not None else project)
+        self._saved = None if project is None or save_to is not None else base
+        self._resolved: tk.TrainConfig | None = None
+        self._lock = threading.RLock()  # edits come from the kernel's threads, checks and counts from others
+        self._filling = False
         self.fields: dict[str, SettingField] = {}
         """Fields made so far, by setting; a folded group is made when it is opened."""
         self.widget: Any = None
@@ -64,7 +78,6 @@ class SetupForm:
             self._state.resolved()
         else:
             self._build()
-            self._check()
 
     # Results ---------------------------------------------------------------------------------------------------
 
@@ -75,8 +88,9 @@ class SetupForm:
         Raises:
             ConfigError: every problem at once.
         """
-        self._collect()
-        return self._state.resolved()
+        with self._lock:
+            self._collect()
+            return self._state.resolved()
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write config.json and, beside it, multidatabackend.json; replaced documents are kept once as `.bak`.
@@ -85,11 +99,17 @@ class SetupForm:
             ConfigError: if the settings are not valid.
             ValueError: if neither here nor for the form a file was named.
         """
-        self._collect()
-        target = _document(path) or self._save_to
+        target = document_of(path) or self._save_to
         if target is None:
             raise ValueError("name the file to save to: form.save('my-project/config.json')")
-        return self._state.save(target)
+        with self._lock:
+            self._collect()
+            written = self._state.save(target)
+            self._saved, self._save_to = self._state.chosen(), written
+            if self.widget is not None:
+                self.files.path.value = str(written)
+                self._edit.flush()
+        return written
 
     # Static ----------------------------------------------------------------------------------------------------
 
@@ -123,22 +143,64 @@ class SetupForm:
     # Widgets ---------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self.status = widgets.HTML()
-        self.saved = widgets.HTML()
-        self._guarded_edit = guarded(self._edited, self._fail)
+        names = language_names()
+        self.language: Any = widgets.Dropdown(
+            options=[(name, code) for code, name in names.items()],
+            value=language(),
+            style={"description_width": "auto"},
+        )
+        self.language.observe(guarded(self._choose_language, self._fail), "value")
+        self.widget = widgets.VBox([widgets.HBox([self.language], layout=widgets.Layout(justify_content="flex-end"))])
+        self._count = SampleCount(guarded(self._show_length, self._fail))
+        self._edit = Debounced(guarded(self._check, self._fail))
+        self._draw()
+        self._begin()
+
+    def _draw(self, opened: int | None = None, preset: str = AS_SET, path: str | None = None) -> None:
+        """Make everything below the language, with the values so far.
+
+        Args:
+            opened: number of the group that is open.
+            preset: the chosen preset.
+            path: what stands in the path field; the document's path when not given.
+        """
+        old = self.widget.children[1:]
+        self.fields = {}
+        self.language.description = text("form.language")
         main = [self._add(main_field(name, self._state.value)) for name in MAIN]
+        self.preset = PresetField(preset, self.preset.changed if preset else None)
+        self.preset.on_choice(guarded(self._choose_preset, self._fail))
         self.groups = widgets.Accordion(children=[widgets.VBox() for _ in FOLDED], selected_index=None)
         for number, group in enumerate(FOLDED):
             self.groups.set_title(number, text(f"group.{group}"))
         self.groups.observe(guarded(self._unfold, self._fail), "selected_index")
-        self.save_button = widgets.Button(description=text("form.save"), icon="save", tooltip=text("form.save_help"))
-        self.save_button.on_click(guarded(self._press_save, self._fail))
-        bottom = widgets.HBox([self.save_button, self.saved])
-        self.widget = widgets.VBox([_grid(main), self.groups, self.status, bottom])
+        self.length, self.status = widgets.HTML(), widgets.HTML()
+        self.count_button: Any = widgets.Button(
+            description=text("form.count"), icon="refresh", tooltip=text("form.count_help")
+        )
+        self.count_button.on_click(guarded(self._press_count, self._fail))
+        self.files = FilesRow(str(self._save_to or "") if path is None else path)
+        self.files.load_button.on_click(guarded(self._press_load, self._fail))
+        self.files.save_button.on_click(guarded(self._press_save, self._fail))
+        self.files.path.observe(guarded(self._name_file, self._fail), "value")
+        counted = widgets.HBox([self.count_button, self.length], layout=widgets.Layout(align_items="center"))
+        outcome = widgets.VBox([counted, self.status])
+        parts = [_grid(main), self.preset.box, self.groups, outcome, self.files.box]
+        self.widget.children = (self.widget.children[0], *parts)
+        self.groups.selected_index = opened
+        for part in old:
+            _close(part)
+
+    def _begin(self) -> None:
+        """Check settings that were just loaded; they come from a file or a cell, so their folders can be counted."""
+        self._check()
+        if self._resolved is not None:
+            self._count.trust(self._resolved)
+            self._show_length()
 
     def _add(self, field: SettingField) -> Any:
         self.fields[field.name] = field
-        field.on_edit(self._guarded_edit)
+        field.on_edit(guarded(partial(self._edited, field.name), self._fail))
         return field.box
 
     def _unfold(self, change: Any) -> None:
@@ -146,20 +208,53 @@ class SetupForm:
         number = change["new"]
         if number is None or self.groups.children[number].children:
             return
-        fields = [
-            SettingField(info, self._state.value(info.name), label_width=FOLDED_LABEL_WIDTH)
-            for info in folded_infos(FOLDED[number])
-        ]
-        self.groups.children[number].children = (_grid([self._add(field) for field in fields], least="480px"),)
-        self._check()
+        with self._lock:
+            fields = [
+                SettingField(info, self._state.value(info.name), label_width=FOLDED_LABEL_WIDTH)
+                for info in folded_infos(FOLDED[number])
+            ]
+            self.groups.children[number].children = (_grid([self._add(field) for field in fields], least="480px"),)
+            self._check()
 
-    def _edited(self, change: Any) -> None:
-        if change["owner"] is self.fields["model_family"].control:
-            family = change["new"]
-            self.fields["model_flavour"].offer(flavour_options(family))
-            self.fields["pretrained_model_name_or_path"].control.options = published(family)
-        self.saved.value = ""
-        self._check()
+    # Edits -----------------------------------------------------------------------------------------------------
+
+    def _edited(self, name: str, change: Any) -> None:
+        with self._lock:
+            if self._filling:
+                return
+            if name == "model_family":
+                self.fields["model_flavour"].offer(flavour_options(change["new"]))
+                self.fields["pretrained_model_name_or_path"].control.options = published(change["new"])
+            self.preset.edited(name)
+            self.files.done("")
+        self._edit()
+
+    def _choose_preset(self, change: Any) -> None:
+        """Fill in what the preset changes; the fields are checked like after any edit."""
+        with self._lock:
+            if change["new"] not in PRESETS:
+                return
+            self._collect()
+            changes = changes_of(change["new"], self._state.value)
+            changes = {name: new for name, new in changes.items() if new != self._state.value(name)}
+            self._state.changes |= changes
+            self._filling = True
+            try:
+                for name in changes.keys() & self.fields.keys():
+                    self.fields[name].put(changes[name])
+            finally:
+                self._filling = False
+            self.preset.explain(changes)
+            self.files.done("")
+        self._edit.flush()
+
+    def _choose_language(self, change: Any) -> None:
+        """Draw everything anew in another language; values stay, also those that are not right yet."""
+        with self._lock:
+            choose_language(change["new"])
+            self._collect()
+            self._draw(self.groups.selected_index, self.preset.control.value, self.files.path.value)
+        self._edit.flush()
 
     def _collect(self) -> None:
         """Take over what stands in edited fields."""
@@ -168,19 +263,93 @@ class SetupForm:
                 self._state.changes[name] = field.value
 
     def _check(self) -> None:
-        """Check everything, and say it: under the fields, and in the line at the end."""
-        self._collect()
-        config, self.problems = self._state.check()
-        shown = {}
-        for problem in self.problems:
-            shown.setdefault(_field_name(problem.key), problem)
-        for name, field in self.fields.items():
-            if name in shown:
-                field.complain(shown[name].message, shown[name].fix)
-            else:
-                field.clear()
-        self.save_button.disabled = config is None
-        self.status.value = self._good_status(config) if config else self._bad_status(shown)
+        """Check everything, and say it: under the fields, and in the lines at the end."""
+        with self._lock:
+            self._collect()
+            chosen, self._resolved, self.problems = self._state.check()
+            shown = {}
+            for problem in self.problems:
+                shown.setdefault(_field_name(problem.key), problem)
+            for name, field in self.fields.items():
+                if name in shown:
+                    field.complain(shown[name].message, shown[name].fix)
+                else:
+                    field.clear()
+            self.files.save_button.disabled = self._resolved is None
+            self.files.show_unsaved(self._is_saved(chosen), self._saved is not None)
+            self.status.value = self._good_status(self._resolved) if self._resolved else self._bad_status(shown)
+            self._show_length()
+
+    # Length ----------------------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> tk.DatasetReport | None:
+        """The decisions about the files of the datasets, where they were counted for the settings as they stand."""
+        counted = self._count.of(self._resolved) if self.widget is not None and self._resolved else None
+        return counted.report if counted else None
+
+    def _show_length(self) -> None:
+        """Say how long the run is, if the data was counted for just these settings."""
+        with self._lock:
+            config = self._resolved
+            self.count_button.disabled = config is None
+            counted = self._count.of(config) if config else None
+            if config and counted:
+                self.length.value = counted.trouble or html.escape(length(config, counted))
+                return
+            if config and not self._count.pending(config) and self._count.trusts(config):
+                self._count.start(config)
+            pending = config is not None and self._count.pending(config)
+            words = html.escape(text("form.counting" if pending else "form.not_counted"))
+            self.length.value = f"<span style='color:{QUIET_COLOUR}'>{words}</span>"
+
+    def _press_count(self, _: Any) -> None:
+        self._edit.flush()
+        if self._resolved is None:
+            return
+        self._count.trust(self._resolved)
+        counting = self._count.start(self._resolved)
+        if not threads_reach_page():
+            counting.join()
+        self._show_length()
+
+    # Files -----------------------------------------------------------------------------------------------------
+
+    def _is_saved(self, chosen: tk.TrainConfig | None) -> bool:
+        """Whether the file that the form names holds these settings."""
+        return chosen is not None and chosen == self._saved and document_of(self.files.path.value) == self._save_to
+
+    def _name_file(self, _: Any) -> None:
+        self.files.done("")
+        self._edit()
+
+    def _press_save(self, _: Any) -> None:
+        target = document_of(self.files.path.value)
+        if target is None:
+            self.files.failed(text("form.no_file"))
+            return
+        self._edit.flush()
+        if self._resolved is None:  # the last edit had not been checked yet
+            return
+        path = self.save(target)
+        self.files.done(text("form.saved", path=path))
+
+    def _press_load(self, _: Any) -> None:
+        """Put the settings of a file in the place of those in the form; a wrong file changes nothing."""
+        given = document_of(self.files.path.value)
+        if given is None:
+            self.files.failed(text("form.no_path"))
+            return
+        try:
+            loaded = tk.load_config(given)
+        except (tk.TunerkitError, OSError, ValueError) as error:
+            self.files.failed(text("form.not_loaded", message=error))
+            return
+        with self._lock:
+            self._state, self._saved, self._save_to = FormState(loaded, {}), loaded, given
+            self._draw(self.groups.selected_index)
+            self._begin()
+            self.files.done(text("form.loaded", path=given))
 
     def _good_status(self, config: tk.TrainConfig) -> str:
         kind = text("form.lora", rank=config.lora_rank) if config.model_type == "lora" else text("form.full")
@@ -202,22 +371,8 @@ class SetupForm:
         title = html.escape(text("form.notes", count=len(config.notes)))
         return f"<details style='color:{QUIET_COLOUR}'><summary>{title}</summary><ul>{items}</ul></details>"
 
-    def _press_save(self, _: Any) -> None:
-        if self._save_to is None:
-            raise ValueError(text("form.no_file"))
-        path = self.save()
-        self.saved.value = html.escape(text("form.saved", path=path))
-
     def _fail(self, message: str) -> None:
         self.status.value = message
-
-
-def _document(path: str | Path | None) -> Path | None:
-    """The settings document that a project means."""
-    if path is None:
-        return None
-    given = Path(path).expanduser().absolute()
-    return given / "config.json" if given.is_dir() or given.suffix != ".json" else given
 
 
 def _field_name(key: str) -> str:
@@ -231,3 +386,10 @@ def _grid(children: list[Any], least: str = "380px") -> Any:
     """As many columns of at least this width as the page has room for."""
     columns = f"repeat(auto-fit, minmax({least}, 1fr))"
     return widgets.GridBox(children, layout=widgets.Layout(grid_template_columns=columns, grid_gap="2px 16px"))
+
+
+def _close(widget: Any) -> None:
+    """Take a widget and all inside it off the page and out of the kernel's memory."""
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    widget.close()

@@ -8,7 +8,7 @@ import wave
 
 import numpy as np
 
-from tunerkit_widgets.loss_plot import DPI, small_png
+from tunerkit_widgets.loss_plot import DPI, INK, clear_png
 from tunerkit_widgets.previews import data_uri
 from tunerkit_widgets.surroundings import show
 from tunerkit_widgets.texts import text
@@ -46,14 +46,15 @@ def mel_png(mel: np.ndarray, seconds: float) -> bytes:
     from matplotlib.figure import Figure
 
     levels = np.asarray(mel, dtype=float).mean(axis=0).T
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained", facecolor="none")
     axes = figure.add_subplot()
     axes.imshow(levels, origin="lower", aspect="auto", extent=(0, seconds, 0, len(levels)), cmap="magma")
-    axes.set_xlabel(text("sounds.seconds"))
-    axes.set_ylabel(text("sounds.bands"))
+    axes.set_xlabel(text("sounds.seconds"), color=INK)
+    axes.set_ylabel(text("sounds.bands"), color=INK)
+    axes.tick_params(colors=INK)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return small_png(np.asarray(canvas.buffer_rgba()), COLOURS)
+    return clear_png(np.asarray(canvas.buffer_rgba()), COLOURS)
 
 
 def wav(waveform: np.ndarray, sample_rate: int) -> bytes:

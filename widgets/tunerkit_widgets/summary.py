@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tunerkit as tk
-from tunerkit_widgets.history import TrainingHistory, tenths
+from tunerkit_widgets.history import Curve, TrainingHistory, tenths
 from tunerkit_widgets.tables import table_html, table_text
 from tunerkit_widgets.texts import duration, text
+
+WEIGHTS = ("pytorch_lora_weights.safetensors", "ema_lora_weights.safetensors", "transformer", "transformer_ema")
+"""What a run leaves in its folder when it is done."""
 
 
 @dataclass(frozen=True)
@@ -25,29 +27,26 @@ class Summary:
         return table_text(self.rows)
 
 
-def summarize(trainer: tk.Trainer, history: TrainingHistory) -> Summary:
-    """Steps, time, losses, memory and files of a run."""
-    rows = [(text("summary.steps"), f"{trainer.global_step} / {trainer.total_steps}")]
-    rows.append((text("summary.time"), _time(history)))
-    training = tenths(history.losses)
-    if training:
+def summarize(run: tk.Run) -> Summary:
+    """Steps, time, losses, memory and files of a run, alive or over."""
+    status, history = run.status, TrainingHistory.of(run)
+    rows = [(text("summary.steps"), f"{status.step} / {status.total_steps}")]
+    if history.losses:
+        each = history.seconds / len(history.losses)
         rows.append(
-            (text("summary.loss"), text("summary.change", first=f"{training[0]:.4f}", last=f"{training[1]:.4f}"))
+            (text("summary.time"), text("summary.seconds", total=duration(history.seconds), each=f"{each:.2f}"))
         )
-    for name, curve in history.parts.items():
-        part = tenths(curve)
-        if part:
-            change = text("summary.change", first=f"{part[0]:.4f}", last=f"{part[1]:.4f}")
-            rows.append((text("summary.part", name=name), change))
-    fixed = tenths(history.evaluations)
-    if fixed and len(history.evaluations) > 1:
-        first, last = fixed
-        change = text("summary.change", first=f"{first:.4f}", last=f"{last:.4f}")
-        rows.append((text("summary.evaluation"), f"{change} ({last / first - 1:+.0%})"))
-    rows += _memory()
-    rows += [(text("summary.file"), f"{path} ({_size(path)})") for path in _results(trainer.config.output_path)]
-    if history.stopped:
-        rows.append((text("summary.stopped"), history.stopped))
+    curves = [(text("summary.loss"), history.losses)]
+    curves += [(text("summary.part", name=name), curve) for name, curve in history.parts.items()]
+    rows += [(label, change) for label, curve in curves if (change := _change(curve))]
+    if len(history.evaluations) > 1:
+        first, last = tenths(history.evaluations) or (0.0, 0.0)
+        share = f" ({last / first - 1:+.0%})" if first else ""
+        rows.append((text("summary.evaluation"), f"{_change(history.evaluations)}{share}"))
+    if status.memory_peak:
+        rows.append((text("summary.memory"), _memory(status)))
+    files = [run.output_dir / name for name in WEIGHTS if (run.output_dir / name).exists()]
+    rows += [(text("summary.file"), f"{path} ({_size(path)})") for path in files]
     return Summary(tuple(rows))
 
 
@@ -56,33 +55,19 @@ def show_files(paths: list[Path]) -> Summary:
     return Summary(tuple((str(path), _size(path)) for path in paths))
 
 
-def _time(history: TrainingHistory) -> str:
-    if not history.losses:
-        return "-"
-    return text("summary.seconds", total=duration(history.seconds), each=f"{history.seconds / len(history.losses):.2f}")
+def _change(curve: Curve) -> str:
+    """First and last tenth of a curve in words; empty without points."""
+    ends = tenths(curve)
+    return text("summary.change", first=f"{ends[0]:.4f}", last=f"{ends[1]:.4f}") if ends else ""
 
 
-def _memory() -> list[tuple[str, str]]:
-    """Most memory held at any time: of the GPU where one is used, and of this process."""
-    rows = []
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
-        rows.append((text("summary.gpu"), f"{peak:.1f} / {whole:.1f} GiB ({peak / whole:.0%})"))
-    if sys.platform != "win32":  # which has no such count
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-        rows.append(
-            (text("summary.ram"), f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB")
-        )
-    return rows
-
-
-def _results(output_dir: Path) -> list[Path]:
-    names = ("pytorch_lora_weights.safetensors", "ema_lora_weights.safetensors", "transformer", "transformer_ema")
-    return [output_dir / name for name in names if (output_dir / name).exists()]
+def _memory(status: tk.RunStatus) -> str:
+    """The most memory that the training has held: the GPU's where it uses one, else the process's."""
+    peak, whole = status.memory_peak or 0, status.memory_total
+    words = f"{peak / 2**30:.1f} GiB"
+    if whole:
+        words = f"{peak / 2**30:.1f} / {whole / 2**30:.1f} GiB ({peak / whole:.0%})"
+    return f"{words}, {status.device}" if status.device else words
 
 
 def _size(path: Path) -> str:

@@ -19,7 +19,8 @@ from tunerkit_widgets.tables import table_html, table_text
 from tunerkit_widgets.texts import text
 
 OUTPUT = "output_dir"
-"""Each run gets one of its own."""
+NOT_VARIED = (OUTPUT, "language")
+"""Parameters that every run has of its own, or that change nothing of it."""
 MOST_PARALLEL = 64
 
 
@@ -31,7 +32,7 @@ class SweepLauncher:
         output_dir: the sweep's folder; `sweeps/<notebook>` when not given.
 
     Attributes:
-        parameters: the notebook's parameters by name, without `output_dir`.
+        parameters: the notebook's parameters by name, without those of `NOT_VARIED`.
         fields: (tick box, values, message) of each.
         table: the results.
         widget: what is on the page; None where nobody can click.
@@ -43,7 +44,7 @@ class SweepLauncher:
     def __init__(self, notebook: str | Path, output_dir: str | Path | None = None) -> None:
         self.notebook = Path(notebook)
         found = batch.notebook_parameters(self.notebook)
-        self.parameters = {name: parameter for name, parameter in found.items() if name != OUTPUT}
+        self.parameters = {name: parameter for name, parameter in found.items() if name not in NOT_VARIED}
         self._folder = str(output_dir or Path("sweeps", self.notebook.stem))
         self.fields: dict[str, tuple[Any, Any, Any]] = {}
         self.table = SweepTable(self._folder)

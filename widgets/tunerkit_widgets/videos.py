@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import tunerkit as tk
-from tunerkit_widgets.history import TrainingHistory
 from tunerkit_widgets.previews import data_uri, facts, has_sound, poster, preview
 from tunerkit_widgets.surroundings import headless, show
 from tunerkit_widgets.texts import text
@@ -36,7 +35,7 @@ def show_videos(
     """Show videos that play inside the notebook, also in one that was saved and is opened elsewhere.
 
     Args:
-        videos: renderings, as from `trainer.validate()` or `find_videos`, or paths of mp4 files.
+        videos: renderings, as from `run.videos()` or `trainer.validate()`, or paths of mp4 files.
         base: put the base model's rendering of the same prompt, size and seed on the left.
         max_bytes: all videos together; larger ones are shown smaller. The files are not touched.
     """
@@ -64,32 +63,6 @@ def videos_text(videos: Sequence[tk.Rendering]) -> str:
     if not videos:
         return text("videos.none")
     return "\n".join(f"{_title(video)}, {_details(video)}: {video.path}" for video in videos)
-
-
-def find_videos(output_dir: str | Path, step: int | None = None) -> list[tk.Rendering]:
-    """The videos that a run has rendered, read back from its folder; prompts are not kept there.
-
-    Args:
-        output_dir: the run's folder.
-        step: the round of this step; None for the newest.
-    """
-    rounds = sorted(
-        (int(match[1]), folder)
-        for folder in (Path(output_dir) / "validation").glob("step-*")
-        if (match := _STEP.fullmatch(folder.name)) and any(folder.glob("*.mp4"))
-    )
-    chosen = [folder for number, folder in rounds if step is None or number == step]
-    if not chosen:
-        return []
-    files = sorted(chosen[-1].glob("*.mp4"))
-    return [_rendering(file) for file in files if _NAME.fullmatch(file.name)]
-
-
-def current_videos(trainer: tk.Trainer, history: TrainingHistory) -> list[tk.Rendering]:
-    """The videos of the weights as they are now: rendered in this kernel, from the run's folder, or rendered for it."""
-    step = trainer.global_step
-    fresh = [video for video in history.videos if video.step == step]
-    return fresh or find_videos(trainer.config.output_path, step) or trainer.validate()
 
 
 def base_video(video: tk.Rendering) -> tk.Rendering | None:

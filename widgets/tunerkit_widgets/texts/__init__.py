@@ -1,7 +1,9 @@
 """Every text that the widgets show, by key, in the language of the reader.
 
 A language is a folder of JSON files beside this one, `<code>/<widget>.json`: key -> text, with `{names}` for values.
-English is complete; what another language lacks is shown in English.
+English is complete; what another language lacks is shown in English. What is drawn into pictures (`plot.*`, the axes of
+`sounds.*`) stays English in Hindi and Japanese: matplotlib's own font has none of their letters. The descriptions of
+the settings have translations only (`settings.json`): English stands in the settings themselves.
 """
 
 from __future__ import annotations
@@ -10,10 +12,15 @@ import json
 import os
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tunerkit import SettingInfo
 
 VARIABLE = "TUNERKIT_LANG"
 """Environment variable that chooses the language, for example `hi`, or `es_MX.UTF-8`."""
 ENGLISH = "en"
+_NAMES = {"en": "English", "es": "Español", "hi": "हिन्दी", "ja": "日本語"}
 _HERE = Path(__file__).parent
 _chosen: str | None = None
 
@@ -26,8 +33,10 @@ def languages() -> list[str]:
 
 def language() -> str:
     """The code of the language that texts come in: the chosen one, else that of `TUNERKIT_LANG`, else English."""
-    if _chosen is not None:
-        return _chosen
+    return _chosen if _chosen is not None else _wanted()
+
+
+def _wanted() -> str:
     wanted = os.environ.get(VARIABLE, "").replace("-", "_").partition("_")[0].partition(".")[0].lower()
     return wanted if wanted in languages() else ENGLISH
 
@@ -51,6 +60,17 @@ def text(key: str, /, **values: object) -> str:
         KeyError: if there is no such key, or a value is missing.
     """
     return texts_of(language())[key].format(**values)
+
+
+def setting_text(info: SettingInfo) -> str:
+    """What a setting means, in one line; English stands in the settings themselves."""
+    return texts_of(language()).get(f"setting.{info.name}", info.description)
+
+
+def language_names() -> dict[str, str]:
+    """Code of a language -> its own name; the one that `TUNERKIT_LANG` asks for first."""
+    codes = sorted(languages(), key=lambda code: code != _wanted())
+    return {code: _NAMES.get(code, code) for code in codes}
 
 
 @cache
