@@ -96,12 +96,13 @@ class Traced:
     peak: int
 
 
-def ltx2_step(model: str, frames: int, *, fake: bool) -> Traced:
+def ltx2_step(model: str, frames: int, *, fake: bool, blocks: int = 48) -> Traced:
     """One LoRA step of LTX-2 with sound at 768x512, 24 fps: see `traced_step`.
 
     Args:
         model: a name of `LTX2_MODELS`.
         frames: 8k + 1.
+        blocks: fewer than the model has are traced in less time; all are alike.
     """
     from diffusers import LTX2VideoTransformer3DModel
 
@@ -110,7 +111,7 @@ def ltx2_step(model: str, frames: int, *, fake: bool) -> Traced:
     dataset = {"id": "clips", "instance_data_dir": ".", "resolution": 512, "audio": {}}
     config = tk.TrainConfig(lora_rank=32, mixed_precision="bf16", datasets=[dataset])
     with torch.device("meta"):
-        transformer: Any = LTX2VideoTransformer3DModel(rope_type="split", **settings)
+        transformer: Any = LTX2VideoTransformer3DModel(rope_type="split", num_layers=blocks, **settings)
         add_adapter(transformer.to(torch.bfloat16), family, config)
     length = round(frames / 24 * 25)
 
@@ -129,7 +130,13 @@ def ltx2_step(model: str, frames: int, *, fake: bool) -> Traced:
 
 
 def kandinsky5_step(
-    model: str, frames: int, size: tuple[int, int] = (768, 512), *, sparse: bool = False, from_image: bool = False
+    model: str,
+    frames: int,
+    size: tuple[int, int] = (768, 512),
+    *,
+    sparse: bool = False,
+    from_image: bool = False,
+    blocks: int | None = None,
 ) -> Traced:
     """One LoRA step of Kandinsky 5.0 Video on FakeTensors: see `traced_step`.
 
@@ -139,6 +146,7 @@ def kandinsky5_step(
         size: width and height in pixels.
         sparse: with the attention of the 10 s and HD models.
         from_image: image to video.
+        blocks: visual blocks, where not all that the model has; all are alike.
     """
     from diffusers import Kandinsky5Transformer3DModel
 
@@ -147,11 +155,13 @@ def kandinsky5_step(
 
     family = tk.family("kandinsky5-video")
     config = tk.TrainConfig(lora_rank=32, mixed_precision="bf16")
+    settings = {**KANDINSKY5_MODELS[model], **(SPARSE if sparse else {})}
+    if blocks is not None:
+        settings["num_visual_blocks"] = blocks
     with torch.device("meta"):
         transformer: Any = Kandinsky5Transformer3DModel(
-            in_visual_dim=16, out_visual_dim=16, in_text_dim=3584, visual_cond=True,
-            **KANDINSKY5_MODELS[model], **(SPARSE if sparse else {}),
-        )  # fmt: skip
+            in_visual_dim=16, out_visual_dim=16, in_text_dim=3584, visual_cond=True, **settings
+        )
         for name, parameter in transformer.named_parameters():  # as from_pretrained loads it
             if not any(part in name for part in transformer._keep_in_fp32_modules):
                 parameter.data = parameter.data.to(torch.bfloat16)

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from browser import Browser, LabServer, copy_with
 from notebook_runs import ROOT, outputs, papermill
-from test_browser_notebooks import SECONDS, STEPS, check_edit, check_page
+from test_browser_notebooks import SECONDS, STEPS, check_edit, check_page, photograph
 
 pytest_plugins = ["browser.fixtures"]
 
@@ -36,13 +36,12 @@ def test_the_bed_has_colabs_versions_and_our_libraries(colab_python: Path) -> No
 
 
 @pytest.mark.slow
-def test_in_the_browser(browser: Browser, colab_lab: LabServer, pictures: Path) -> None:
+def test_in_the_browser(browser: Browser, colab_lab: LabServer, pictures: Path | None) -> None:
     copy_with(SANA, colab_lab.root / "sana" / SANA.name, max_train_steps=STEPS, eval_steps_interval=STEPS // 2)
     with browser.open(colab_lab, f"sana/{SANA.name}") as notebook:
         notebook.run_all(SECONDS)
         check_page(notebook, 12, colab_lab.root / "sana")
-        notebook.picture(pictures / "colab_light.png")
-        notebook.picture(pictures / "colab_dark.png", dark=True)
+        photograph(notebook, pictures, "colab")
         check_edit(notebook)
         notebook.run_all(SECONDS)
         assert notebook.failed_cells() == {}

@@ -14,34 +14,31 @@ pytest_plugins = ["browser.fixtures"]
 GUIDED = {"sana_video": 12, "ltx2": 12, "kandinsky5": 13}
 """Notebook -> players on its page: three prompts, base and tuned, below the curves and in the gallery; Kandinsky's
 renders one more."""
-STEPS = 6
+STEPS = 4
 SECONDS = 240
 """For Run All, on a busy machine."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GUIDED)
-def test_a_visit(name: str, browser: Browser, lab: LabServer, pictures: Path) -> None:
-    """Run All as it is, an edit, Run All again, again with a new kernel, and the page loaded again."""
+def test_a_visit(name: str, browser: Browser, lab: LabServer, pictures: Path | None) -> None:
+    """Run All as it is, an edit, Run All again with a new kernel, and the page loaded again."""
     file = f"{name}/{name}.ipynb"
     changed = {"max_train_steps": STEPS, "eval_steps_interval": STEPS // 2}
     copy_with(ROOT / "notebooks" / f"{name}.ipynb", lab.root / file, **changed)
     with browser.open(lab, file) as notebook:
         notebook.run_all(SECONDS)
         check_page(notebook, GUIDED[name], lab.root / name)
-        notebook.picture(pictures / f"{name}_light.png")
-        notebook.picture(pictures / f"{name}_dark.png", dark=True)
+        photograph(notebook, pictures, name)
         check_edit(notebook)
 
         (losses,) = (lab.root / name).glob("demo-project/*/output/metrics.jsonl")
         trained = losses.read_bytes()
-        for fresh in (False, True):
-            if fresh:
-                notebook.restart_kernel()
-            notebook.run_all(SECONDS)
-            assert notebook.failed_cells() == {}
-            assert f"all {STEPS} steps in" in notebook.text()
-            assert losses.read_bytes() == trained
+        notebook.restart_kernel()
+        notebook.run_all(SECONDS)
+        assert notebook.failed_cells() == {}
+        assert f"all {STEPS} steps in" in notebook.text()
+        assert losses.read_bytes() == trained
 
         notebook.save()
         notebook.reload()
@@ -50,6 +47,13 @@ def test_a_visit(name: str, browser: Browser, lab: LabServer, pictures: Path) ->
         assert f"all {STEPS} steps in" in notebook.text()
         assert notebook.errors == []
         assert notebook.outside == []
+
+
+def photograph(notebook: LabNotebook, folder: Path | None, name: str) -> None:
+    """Keep pictures of the page in both themes, where they are asked for."""
+    if folder is not None:
+        notebook.picture(folder / f"{name}_light.png")
+        notebook.picture(folder / f"{name}_dark.png", dark=True)
 
 
 def check_page(notebook: LabNotebook, players: int, folder: Path) -> None:

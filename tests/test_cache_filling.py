@@ -294,7 +294,7 @@ def test_what_is_remembered_of_files_does_not_depend_on_their_order(tmp_path: Pa
 
 # Several processes ---------------------------------------------------------------------------------------------
 
-CLIPS = 24
+CLIPS = 18
 
 
 @pytest.fixture(scope="module")
@@ -329,18 +329,6 @@ def _content(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.slow
-def test_four_processes_share_the_work(many_clips: Path) -> None:
-    shutil.rmtree(many_clips / "cache", ignore_errors=True)
-    processes = [_start(many_clips, 0.2) for _ in range(4)]
-    done = [json.loads(_output(process)) for process in processes]
-    assert CLIPS <= sum(result["latents"] for result in done) <= CLIPS + 2
-    texts = sum(path.parts[0] == "text" for path in _content(many_clips / "clean"))
-    assert texts <= sum(result["texts"] for result in done) <= texts + 2
-    assert sum(result["latents"] > 0 for result in done) >= 2, "one process did everything"
-    assert _content(many_clips / "cache") == _content(many_clips / "clean")
-
-
-@pytest.mark.slow
 def test_two_processes_share_the_sound(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(families._families(), "sanavideo", Talking())
     changes = {"datasets.0.audio.auto_split": True, "vae_batch_size": 1, "validation_disable": True}
@@ -362,21 +350,19 @@ def test_two_processes_share_the_sound(project: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_two_of_four_processes_are_killed(many_clips: Path, seed: int) -> None:
-    cache, draw = many_clips / "cache", random.Random(seed)
-    shutil.rmtree(cache, ignore_errors=True)
-    processes = [_start(many_clips, 0.1) for _ in range(4)]
-    victims = draw.sample(processes, 2)
-    for victim, entries in zip(victims, sorted(draw.sample(range(1, CLIPS + 12), 2)), strict=True):
-        while victim.poll() is None and len(list(cache.rglob("*.safetensors"))) < entries:
-            time.sleep(0.005)
-        time.sleep(draw.random() * 0.2)
-        victim.kill()
-        victim.communicate()
-    for process in processes:
-        if process not in victims:
-            _output(process)
+def test_three_processes_share_the_work_and_one_is_killed(many_clips: Path) -> None:
+    cache, draw = many_clips / "cache", random.Random(1)
+    processes = [_start(many_clips, 0.2) for _ in range(3)]
+    victim = draw.choice(processes)
+    entries = draw.randrange(1, CLIPS)
+    while victim.poll() is None and len(list(cache.rglob("*.safetensors"))) < entries:
+        time.sleep(0.005)
+    time.sleep(draw.random() * 0.2)
+    victim.kill()
+    victim.communicate()
+    done = [json.loads(_output(process)) for process in processes if process is not victim]
+    assert all(result["latents"] > 0 for result in done), "one process did everything"
+    assert sum(result["latents"] for result in done) <= CLIPS + 2
     config = tk.load_config(many_clips / "filling.json")
     assert not tk.build_cache(config, progress=False).failures
     assert _content(cache) == _content(many_clips / "clean")

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -480,6 +481,33 @@ def test_doctor_names_packages_out_of_range(monkeypatch: pytest.MonkeyPatch, cap
     assert (rows["extra optimi"].state, rows["extra optimi"].fix) == ("ok", "pip install 'tunerkit[optimi]'")
     assert main(["doctor"]) == 1
     assert "Not ready: 2 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("capability", "abilities", "state"),
+    [
+        ((7, 5), "bf16: no, fp8: no", "warn"),
+        ((8, 6), "bf16: yes, fp8: no", "ok"),
+        ((8, 9), "bf16: yes, fp8: yes", "ok"),
+    ],
+)
+def test_doctor_tells_driver_and_abilities_of_a_gpu(
+    capability: tuple[int, int], abilities: str, state: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 570.86.15\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    properties = SimpleNamespace(name="RTX", major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**33, 3 * 2**33))
+    rows = {row.what: row for row in doctor().rows}
+    assert rows["GPU driver"].found == "570.86.15"
+    assert (rows["GPU 0"].found, rows["GPU 0"].state) == (f"RTX, 24.0 GiB (8.0 free), {abilities}", state)
 
 
 def test_doctor_survives_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:

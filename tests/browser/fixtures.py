@@ -55,6 +55,7 @@ def colab_lab(colab_python: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Where a test puts the pictures it takes."""
-    return Path(os.environ.get(PICTURES) or tmp_path / "pictures").absolute()
+def pictures() -> Path | None:
+    """Where a test puts the pictures it takes; None where nobody asks for any."""
+    folder = os.environ.get(PICTURES)
+    return Path(folder).absolute() if folder else None
