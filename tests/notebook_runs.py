@@ -31,8 +31,12 @@ def papermill(notebook: Path, folder: Path, **parameters: object) -> tuple[subpr
     return done, output
 
 
-def nbmake(notebook: Path, folder: Path, **parameters: object) -> Any:
+def nbmake(notebook: Path, folder: Path, kernels: Path | None = None, **parameters: object) -> Any:
     """Execute a copy of a notebook in `folder` with pytest's nbmake: the copy with its outputs.
+
+    Args:
+        kernels: a `JUPYTER_PATH` with another kernel of the usual name.
+        parameters: other values of its parameters cell.
 
     Raises:
         AssertionError: with what pytest had to say, if a cell failed.
@@ -42,7 +46,7 @@ def nbmake(notebook: Path, folder: Path, **parameters: object) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-q", "-p", "no:cacheprovider", str(copy)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": paths, **({"JUPYTER_PATH": str(kernels)} if kernels else {})},
         capture_output=True,
         text=True,
         timeout=300,

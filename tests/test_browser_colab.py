@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from browser import Browser, LabServer, copy_with
+from browser.fixtures import kernel_folder
 from notebook_runs import ROOT, outputs, papermill
 from test_browser_notebooks import SECONDS, STEPS, check_edit, check_page, photograph
 
@@ -51,11 +52,7 @@ def test_in_the_browser(browser: Browser, colab_lab: LabServer, pictures: Path |
 @pytest.mark.slow
 def test_as_a_batch_job(colab_python: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel, in the place of the one that papermill would start."""
-    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
-    kernel.parent.mkdir(parents=True)
-    command = [str(colab_python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.write_text(json.dumps({"argv": command, "display_name": "Colab", "language": "python"}))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PATH", str(kernel_folder(colab_python, tmp_path / "jupyter")))
     done, path = papermill(SANA, tmp_path, project=project, max_train_steps=STEPS, output_dir=tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
     notebook = nbformat.read(path, as_version=4)

@@ -15,11 +15,13 @@ import av
 import nbformat
 import numpy as np
 import pytest
-from notebook_runs import ROOT, outputs, papermill
+from notebook_runs import ROOT, nbmake, outputs, papermill
 from PIL import Image
 
 import tunerkit as tk
 import tunerkit_widgets as tw
+
+pytest_plugins = ["browser.fixtures"]
 
 KANDINSKY = ROOT / "notebooks" / "kandinsky5.ipynb"
 LARGEST_BYTES = 350_000
@@ -95,8 +97,11 @@ def check_stock_rendering(out: Path, nickname: str) -> None:
 
 
 @pytest.mark.slow
-def test_image_to_video(tmp_path: Path) -> None:
-    """Of five videos, one starts from a given image, one from a clip, three from frames that were rendered."""
+def test_image_to_video(tmp_path: Path, colab_kernel: Path | None) -> None:
+    """Of five videos, one starts from a given image, one from a clip, three from frames that were rendered.
+
+    Then once more, with Colab's kernel where there is one: the training is found done.
+    """
     Image.new("RGB", (200, 100), RED).save(tmp_path / "red.png")
     given = tmp_path / "frames.json"
     given.write_text(json.dumps([{"image": "red.png", "prompt": "A red wall.", "nickname": "wall"}]))
@@ -113,6 +118,12 @@ def test_image_to_video(tmp_path: Path) -> None:
     for step in ("step-0", f"step-{STEPS}"):
         wall = pixels(out / "validation" / step / f"wall-{size}.mp4")
         assert np.abs(wall[0].mean((0, 1)) - RED).max() < 20, step
+
+    losses = (out / "metrics.jsonl").read_bytes()
+    parameters = {"project": tmp_path / "project", "max_train_steps": STEPS, "eval_steps_interval": STEPS // 2}
+    again = nbmake(KANDINSKY, tmp_path, colab_kernel, **parameters, validation_input=given, output_dir=out)
+    assert f"all {STEPS} steps in" in "".join(outputs(again, "stream"))
+    assert (out / "metrics.jsonl").read_bytes() == losses
 
 
 def test_a_first_project_takes_the_frames_of_its_flavour(tmp_path: Path) -> None:

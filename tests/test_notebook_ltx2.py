@@ -15,12 +15,15 @@ from notebook_runs import ROOT, nbmake, outputs, papermill
 
 import tunerkit as tk
 
+pytest_plugins = ["browser.fixtures"]
+
 LTX2 = ROOT / "notebooks" / "ltx2.ipynb"
 LARGEST_BYTES = 800_000
 
 
 @pytest.mark.slow
-def test_the_notebook_shows_and_plays_sound(tmp_path: Path) -> None:
+def test_the_notebook_shows_and_plays_sound(tmp_path: Path, colab_kernel: Path | None) -> None:
+    """And again, with Colab's kernel where there is one: everything is found done, and shown."""
     project = tk.demo.create(tmp_path / "project", family="ltxvideo2", clips="generated").parent
     parameters = {"project": project, "max_train_steps": 12, "eval_steps_interval": 6, "output_dir": tmp_path / "out"}
     done, path = papermill(LTX2, tmp_path, **parameters)
@@ -54,6 +57,6 @@ def test_the_notebook_shows_and_plays_sound(tmp_path: Path) -> None:
     }
 
     losses = (tmp_path / "out" / "metrics.jsonl").read_bytes()
-    again = nbmake(LTX2, tmp_path, **parameters)
+    again = nbmake(LTX2, tmp_path, colab_kernel, **parameters)
     assert "all 12 steps in" in "".join(outputs(again, "stream"))
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == losses

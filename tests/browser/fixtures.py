@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,24 @@ def colab_python() -> Path:
     """The interpreter of the bed with Colab's versions."""
     require(colab_bed.missing())
     return colab_bed.python()
+
+
+@pytest.fixture(scope="module")
+def colab_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """A `JUPYTER_PATH` whose `python3` kernel is the one that Colab has; None where there is no such bed."""
+    lack = colab_bed.missing()
+    if lack and os.environ.get(DEMAND) == "1":
+        require(lack)
+    return None if lack else kernel_folder(colab_bed.python(), tmp_path_factory.mktemp("jupyter"))
+
+
+def kernel_folder(python: Path, folder: Path) -> Path:
+    """Write a kernel of the usual name that runs in `python`; as `JUPYTER_PATH`, the folder puts it first."""
+    kernel = folder / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": command, "display_name": "Colab", "language": "python"}))
+    return folder
 
 
 @pytest.fixture(scope="module")
