@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -208,10 +209,25 @@ def test_paths_count_from_current_folder_then_config_folder_then_its_parent(
     assert load_config("config").output_path == quickstart / "output/sanavideo"
 
 
-def test_an_output_that_exists_elsewhere_is_used(quickstart: Path) -> None:
-    existing = quickstart / "config/output/sanavideo"
-    existing.mkdir(parents=True)
-    assert load_config(quickstart / "config").output_path == existing
+def test_an_output_of_that_name_elsewhere_is_another_projects(quickstart: Path) -> None:
+    for folder in ("config", ".."):
+        (quickstart / folder / "output/sanavideo").mkdir(parents=True)
+    assert load_config(quickstart / "config").output_path == quickstart / "output/sanavideo"
+
+
+def test_an_input_that_exists_twice_is_said(quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first place counts, as documented; but it may be that of another project."""
+    given = load_config(quickstart / "config").datasets[0].instance_data_dir
+    relative = Path(os.path.relpath(str(given), quickstart))
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (quickstart, elsewhere):
+        (folder / relative).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(elsewhere)
+    config = load_config(quickstart / "config")
+    assert config.datasets[0].instance_data_dir == elsewhere / relative
+    (note,) = [note for note in config.notes if note.key == "datasets[0].instance_data_dir"]
+    assert str(quickstart / relative) in note.message
+    assert "absolute path" in note.message
 
 
 def test_a_missing_input_names_all_places(quickstart: Path) -> None:

@@ -67,11 +67,11 @@ def test_the_life_of_a_run(make_config: MakeConfig, ended: list[Path], caplog: p
     caplog.clear()
     assert tk.start(config).status.pid == pid
     assert not caplog.records
-    with caplog.at_level(logging.WARNING, "tunerkit"):
-        again = tk.start(config.changed(learning_rate=0.125))
-    assert "learning_rate: 0.003, not 0.125" in caplog.text
-    assert again.status.pid == pid
+    with pytest.raises(tk.TunerkitError, match=r"goes on with other settings: learning_rate: 0\.003, not 0\.125"):
+        tk.start(config.changed(learning_rate=0.125))
+    assert run.status.pid == pid
     assert run.config.learning_rate == 0.003
+    again = tk.attach(config.output_path)
 
     run.pause()
     until(lambda: run.status.state == "paused", "a pause")
@@ -95,12 +95,19 @@ def test_the_life_of_a_run(make_config: MakeConfig, ended: list[Path], caplog: p
     with caplog.at_level(logging.WARNING, "tunerkit"):
         assert tk.start(finish).status.started == done.started
     assert f"max_train_steps = {2 * done.step}" in caplog.text
+    with pytest.raises(tk.TunerkitError, match=r"is done with other settings: lora_rank: .* choose another output_dir"):
+        tk.start(finish.changed(lora_rank=3))
     target = run.export(run.output_dir / "exported" / "lora.safetensors", format="comfyui")
     assert target.stat().st_size > 1000
     with pytest.raises(tk.TunerkitError, match="checkpoint-1"):
         run.export(target, checkpoint=1)
 
+    moved = run.output_dir.with_name("moved")
+    run.output_dir.rename(moved)  # where its settings still name the old place
+    run = tk.attach(moved)
+    assert run.config.output_path == moved
     (video,) = run.render("A red box.", seed=3)
+    assert video.path.is_relative_to(moved)
     assert (video.prompt, video.seed, video.step) == ("A red box.", 3, done.step)
     assert run.videos() == [video]
     with pytest.raises(tk.TunerkitError, match="the prompt is empty"):

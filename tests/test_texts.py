@@ -179,7 +179,7 @@ def test_the_language_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert language() == "es"
     monkeypatch.setenv("TUNERKIT_LANG", "xx")
     assert language() == "en"
-    with pytest.raises(ValueError, match="there are no texts in 'xx'"):
+    with pytest.raises(tk.TunerkitError, match="language = 'xx' is not known"):
         choose_language("xx")
 
 

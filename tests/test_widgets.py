@@ -163,7 +163,14 @@ def test_an_error_in_a_callback_is_shown(form: tw.SetupForm, monkeypatch: pytest
 
     monkeypatch.setattr(FormState, "save", fail)
     click(form.files.save_button)
-    assert "OSError: disk &lt;full&gt;" in form.status.value
+    assert "disk &lt;full&gt;" in form.files.said.value
+
+    def stumble(*_: object) -> None:
+        raise KeyError("<lost>")
+
+    monkeypatch.setattr(FormState, "save", stumble)
+    click(form.files.save_button)
+    assert "KeyError: &#x27;&lt;lost&gt;&#x27;" in form.status.value
     assert "Traceback" in form.status.value
 
 

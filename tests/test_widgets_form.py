@@ -15,7 +15,7 @@ import pytest
 import tunerkit as tk
 import tunerkit_widgets as tw
 from tunerkit_widgets import form_count, form_debounce, surroundings, texts
-from tunerkit_widgets.form_layout import FOLDED, MAIN
+from tunerkit_widgets.form_layout import DATA_FOLDER, FOLDED, MAIN
 from tunerkit_widgets.form_presets import OWN, PRESETS, settings_of
 
 STEPS = 90
@@ -481,3 +481,43 @@ def test_edits_from_several_threads_end_in_one_state(form: tw.SetupForm, monkeyp
     wait(lambda: "Ready: LoRA of rank 40" in form.status.value, 5)
     assert (form.config.lora_rank, form.config.learning_rate) == (40, 40e-5)
     assert set(form.fields) == set(MAIN)
+
+
+def test_only_what_was_loaded_is_replaced(form: tw.SetupForm, project: Path, tmp_path: Path) -> None:
+    """Files of others, and edits that were made meanwhile, stay as they are."""
+    notes = tmp_path / "notes.json"
+    notes.write_text("my notes")
+    with pytest.raises(tk.TunerkitError, match="not what was loaded or saved here"):
+        form.save(notes)
+    assert notes.read_text() == "my notes"
+    with pytest.raises(tk.TunerkitError, match="not what was loaded or saved here"):
+        form.save(project / "multidatabackend.json")
+    with pytest.raises(tk.TunerkitError, match="the name of the datasets' file"):
+        form.save(tmp_path / "new" / "multidatabackend.json")
+    form.save()
+    settings = project / "config.json"
+    settings.write_text(settings.read_text().replace('"lora_rank": 8', '"lora_rank": 5'))
+    with pytest.raises(tk.TunerkitError, match="load it first"):
+        form.save()
+    assert tk.load_config(project).lora_rank == 5
+
+
+def test_a_second_configuration_leaves_the_datasets_of_the_first(form: tw.SetupForm, project: Path) -> None:
+    before = (project / "multidatabackend.json").read_bytes()
+    (project / "others").mkdir()
+    edit(form.fields[DATA_FOLDER].control, str(project / "others"))
+    form.save(project / "second.json")
+    assert (project / "multidatabackend.json").read_bytes() == before
+    assert tk.load_config(project / "second.json").datasets[0].instance_data_dir == project / "others"
+
+
+def test_a_saved_project_can_be_moved(form: tw.SetupForm, project: Path, tmp_path: Path) -> None:
+    edit(form.fields["lora_rank"].control, 3)
+    form.save()
+    moved = tmp_path / "moved"
+    project.rename(moved)
+    config = tk.load_config(moved)
+    assert config.lora_rank == 3
+    assert config.output_path == moved / "output"
+    assert config.datasets[0].instance_data_dir == moved / "clips"
+    assert str(config.pretrained_model_name_or_path) == str(moved / "model")

@@ -1,8 +1,8 @@
 """Where the relative paths of a configuration point to.
 
 Inputs are looked for from the current folder, then from the configuration file's folder, then from its parent.
-Outputs go under the project root: the folder among those from which the dataset document was found, unless they
-already exist beside another of them. Afterwards every path is absolute, and the current folder no longer matters.
+Outputs go under the project root, the folder among those from which the dataset document was found, whatever else
+exists. Afterwards every path is absolute, and the current folder no longer matters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from tunerkit.config.fields import NONE_WORDS
 from tunerkit.config.problems import entry_key
-from tunerkit.errors import Problem
+from tunerkit.errors import Note, Problem
 
 INPUT_FILES = ("user_prompt_library", "validation_input")
 OUTPUT_FOLDERS = ("output_dir", "cache_dir", "group_offload_to_disk_path")
@@ -70,9 +70,16 @@ class Folders:
         return Folders(self.candidates, root)
 
     def place(self, path: str | os.PathLike[str]) -> Path:
-        """Where an output goes: under the project root, unless it exists beside another folder only."""
-        under_root = Path(os.path.abspath(self.root / os.path.expanduser(os.fspath(path))))
-        return under_root if _exists(under_root) else self.find(path) or under_root
+        """Where an output goes: under the project root. A folder of that name elsewhere may be another project's."""
+        return Path(os.path.abspath(self.root / os.path.expanduser(os.fspath(path))))
+
+    def doubt(self, key: str, path: str | os.PathLike[str]) -> Note | None:
+        """What to say of an input that exists in several of the places: another project's may have been found."""
+        found = [candidate for candidate in self.tried(path) if _exists(candidate)]
+        if len({os.path.realpath(place) for place in found}) < 2:
+            return None
+        others = ", ".join(map(str, found[1:]))
+        return Note(key, f"{os.fspath(path)} is {found[0]}, and not {others}; write an absolute path to mean another")
 
 
 @dataclass
@@ -81,10 +88,12 @@ class Placed:
 
     Attributes:
         problems: inputs that do not exist and names that cannot be a model.
+        notes: inputs that exist in several places.
         searched: for an input folder that was not found: its absolute path -> all places looked at.
     """
 
     problems: list[Problem] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     searched: dict[Path, tuple[Path, ...]] = field(default_factory=dict)
 
 
@@ -106,10 +115,21 @@ def place_paths(settings: MutableMapping[str, Any], datasets: list[Any], folders
     checkpoint = settings.get("resume_from_checkpoint")
     if _is_path(checkpoint) and str(checkpoint) != "latest":
         settings["resume_from_checkpoint"] = _checkpoint(str(checkpoint), settings.get("output_dir"), folders)
-    for entry in datasets:
+    for index, entry in enumerate(datasets):
         if isinstance(entry, MutableMapping):
-            _place_dataset(entry, folders, placed)
+            _place_dataset(entry, index, folders, placed)
     return placed
+
+
+def portable(value: Any, folder: Path) -> Any:
+    """A JSON value whose absolute paths below `folder` are written from there."""
+    if isinstance(value, dict):
+        return {key: portable(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [portable(inner, folder) for inner in value]
+    if isinstance(value, str) and value.startswith(f"{folder}{os.sep}"):
+        return Path(os.path.relpath(value, folder)).as_posix()
+    return value
 
 
 def not_found(key: str, given: Any, tried: Iterable[Path]) -> Problem:
@@ -118,7 +138,7 @@ def not_found(key: str, given: Any, tried: Iterable[Path]) -> Problem:
     return Problem(key, str(given), f"not found; looked for {places}", "correct the path, or put it at one of those")
 
 
-def _place_dataset(entry: MutableMapping[str, Any], folders: Folders, placed: Placed) -> None:
+def _place_dataset(entry: MutableMapping[str, Any], index: int, folders: Folders, placed: Placed) -> None:
     for key in DATASET_OUTPUT_FOLDERS:
         if _is_path(entry.get(key)):
             entry[key] = folders.place(entry[key])
@@ -129,6 +149,8 @@ def _place_dataset(entry: MutableMapping[str, Any], folders: Folders, placed: Pl
     if not _is_path(given):
         return
     found = folders.find(given)
+    if doubt := folders.doubt(dataset_path_key(index, "instance_data_dir"), given):
+        placed.notes.append(doubt)
     # A missing folder is a problem of the run, not of the document: it may be downloaded later.
     entry["instance_data_dir"] = path = found or folders.place(given)
     if found is None:
@@ -139,12 +161,16 @@ def _input_file(key: str, given: str | os.PathLike[str], folders: Folders, place
     found = folders.find(given)
     if found is None:
         placed.problems.append(not_found(key, given, folders.tried(given)))
+    if doubt := folders.doubt(key, given):
+        placed.notes.append(doubt)
     return found or folders.place(given)
 
 
 def _model(key: str, given: str, folders: Folders, placed: Placed) -> str:
     """An existing folder or file as an absolute path, else a hub id as it stands."""
     found = folders.find(given)
+    if doubt := folders.doubt(key, given):
+        placed.notes.append(doubt)
     if found is not None:
         return str(found)
     if not _HUB_ID.fullmatch(given):

@@ -76,6 +76,7 @@ def understand(
     told.notes += translate(told.values, foreign_schedule=foreign_schedule)
     placed = place_paths(told.values, datasets, folders)
     told.problems += placed.problems
+    told.notes += placed.notes
     told.searched = placed.searched
     _check_prompt_library(told)
     told.values = {**without_unset(told.values, model), DATASETS: [_complete(entry) for entry in datasets]}
@@ -129,6 +130,8 @@ def _entries(value: Any, folders: Folders, told: Understood) -> tuple[list[Any],
             if found is None:
                 told.problems.append(not_found("data_backend_config", value, folders.tried(value)))
                 return [], folders
+            if doubt := folders.doubt("data_backend_config", value):
+                told.notes.append(doubt)
             return read_datasets(found), folders.rooted_at(value)
         return dataset_list(list(value) if isinstance(value, tuple) else value, "it"), folders
     except ConfigError as error:

@@ -22,7 +22,7 @@ from tunerkit.config.groups.training import TrainingSettings
 from tunerkit.config.groups.validation import ValidationSettings
 from tunerkit.config.inactive import inactive_notes
 from tunerkit.config.names import ALIASES
-from tunerkit.config.paths import Folders
+from tunerkit.config.paths import Folders, portable
 from tunerkit.config.problems import located, problems_of
 from tunerkit.config.reading import DATASETS, Understood, canonical_key, understand
 from tunerkit.config.rules import advice, problems_between
@@ -173,7 +173,8 @@ class TrainConfig(
         Args:
             path: the settings document.
             dataset_document: if given, the datasets are written there, and the settings document names it by its path
-                from its own folder; otherwise they stand in the settings document.
+                from its own folder; and so are all other paths below that folder, which can be moved then. Otherwise
+                the datasets stand in the settings document.
 
         Raises:
             OSError: if a file cannot be written; an existing one then stays as it was.
@@ -185,6 +186,7 @@ class TrainConfig(
             document[DOCUMENT_KEY] = datasets
         else:
             second = Path(os.path.abspath(os.path.expanduser(dataset_document)))
+            datasets, document = portable(datasets, target.parent), portable(document, target.parent)
             document[DOCUMENT_KEY] = Path(os.path.relpath(second, target.parent)).as_posix()
             write_json(second, datasets)
         return write_json(target, document)

@@ -37,15 +37,16 @@ _SKIPPED = ("cache", "validation")
 def start(config: TrainConfig) -> Run:
     """Train in a process of its own, which outlives this one; or attach to the run that `output_dir` holds.
 
-    A run that is alive is attached to, with a warning that names the settings that differ; so is one that has done all
-    its steps. One that was stopped, failed or died goes on from its latest checkpoint.
+    A run that is alive is attached to if its settings are these; so is one that has done all its steps. One that was
+    stopped, failed or died goes on from its latest checkpoint, and one that is to do more steps from its last.
 
     Args:
         config: settings as from `load_config`.
 
     Raises:
         ConfigError: all problems of the settings at once, before anything is started.
-        TunerkitError: if the folder cannot be written or is in use, or the process ended at once.
+        TunerkitError: if the folder cannot be written or is in use, if the run in it has other settings (`tk.attach`
+            watches it as it is), or the process ended at once.
     """
     config = _checked(config)
     folder = RunFolder(config.output_path).path
@@ -152,6 +153,26 @@ def _is_to_be_attached(status: RunStatus, config: TrainConfig) -> bool:
 
 
 def _say_attached(run: Run, status: RunStatus, config: TrainConfig) -> None:
+    """Tell what is attached to.
+
+    Raises:
+        TunerkitError: its settings are others: its result would be taken for that of these.
+    """
+    try:
+        running = run.config.model_dump()
+    except TunerkitError:  # another program's folder, or one that is being prepared
+        return
+    asked = config.model_dump()
+    if status.state == "done":  # fewer steps than it has done are asked for
+        asked["max_train_steps"] = running["max_train_steps"]
+    different = sorted(_differences(running, asked))
+    if different:
+        going = "goes on" if status.state != "done" else "is done"
+        stop = "" if status.state == "done" else "stop it first, or "
+        raise TunerkitError(
+            f"the run in {run.output_dir} {going} with other settings: {'; '.join(different)}. Fix: {stop}choose "
+            "another output_dir; tk.attach(output_dir) shows it as it is"
+        )
     if status.state == "done":
         logger.warning(
             "all %d steps in %s are done; nothing is trained. To train further: max_train_steps = %d. To train anew: "
@@ -159,18 +180,6 @@ def _say_attached(run: Run, status: RunStatus, config: TrainConfig) -> None:
             status.step,
             run.output_dir,
             2 * status.step,
-        )
-    try:
-        running = run.config
-    except TunerkitError:  # another program's folder, or one that is being prepared
-        return
-    different = sorted(_differences(running.model_dump(), config.model_dump()))
-    if different:
-        logger.warning(
-            "the run in %s has other settings, and they count: %s. To use the new ones: stop it and start again, or "
-            "choose another output_dir",
-            run.output_dir,
-            "; ".join(different),
         )
 
 

@@ -42,6 +42,7 @@ def render(run: Run, prompt: str, seed: int | None, checkpoint: str) -> list[Ren
             "num_validation_images=1",
         ]
         words += [f"user_prompt_library={library}"] + ([] if seed is None else [f"validation_seed={seed}"])
+        words += [f"output_dir={run.output_dir}"]  # where the run lies now
         run_command("validate", str(run.settings_file), "--checkpoint", checkpoint, *words)
     made = [video for video in run.videos() if video.nickname == name and seed in (None, video.seed)]
     newest = max((video.path.stat().st_mtime_ns for video in made), default=0)

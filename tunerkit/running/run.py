@@ -57,6 +57,8 @@ class Run:
     def config(self) -> TrainConfig:
         """The settings as the run resolved them; until it has, as they were given to it.
 
+        `output_dir` is the folder that the run lies in now, wherever it was trained.
+
         Raises:
             TunerkitError: if the folder holds no settings.
         """
@@ -65,12 +67,18 @@ class Run:
         path = self.settings_file
         key = (path, path.stat().st_mtime_ns)
         if self._settings is None or self._settings[0] != key:
-            self._settings = (key, load_config(path))
+            self._settings = (key, load_config(path, output_dir=self.output_dir))
         return self._settings[1]
 
     @property
     def settings_file(self) -> Path:
-        """Which file holds the present process's settings: config.json may be that of an earlier one."""
+        """Which file holds the settings: of what was trained, or of the process that is about to train.
+
+        While one prepares, config.json is that of an earlier one; a start that failed has left none.
+        """
+        resolved = self.output_dir / CONFIG_FILE
+        if self.status.ended and resolved.is_file():
+            return resolved
         files = [path for name in (CONFIG_FILE, REQUEST_FILE) if (path := self.output_dir / name).is_file()]
         if not files:
             raise TunerkitError(f"{self.output_dir} holds no settings ({CONFIG_FILE}). Fix: wait until it is prepared")

@@ -135,8 +135,7 @@ def whole_checkpoint(output_dir: str | os.PathLike[str], which: str | os.PathLik
         logger.warning("%s", warning)
     if found is None:
         raise CheckpointError(
-            f"output_dir = {os.fspath(output_dir)!r} holds no whole checkpoint. Fix: train first, or name one with "
-            "--checkpoint"
+            f"output_dir = {os.fspath(output_dir)!r} holds no whole checkpoint. Fix: train first, or name another one"
         )
     return found
 

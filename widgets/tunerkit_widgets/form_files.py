@@ -51,6 +51,14 @@ class FilesRow:
         self.said.value = f"<div role='alert' style='color:{ERROR_COLOUR};line-height:1.4'>✗ {lines}</div>"
 
 
+def content_of(path: Path | None) -> bytes | None:
+    """What a file holds; None where there is none."""
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError:
+        return None
+
+
 def document_of(path: str | Path | None) -> Path | None:
     """The settings document that a project means."""
     if path is None or not str(path).strip():

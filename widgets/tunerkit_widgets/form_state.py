@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import tunerkit as tk
 from tunerkit_widgets.form_layout import DATA_FOLDER
+from tunerkit_widgets.texts import text
 
 DATASET_DOCUMENT = "multidatabackend.json"
 
@@ -67,18 +68,30 @@ class FormState:
         except tk.ConfigError as error:
             return Checked(chosen, None, error.problems)
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path, known: bytes | None = None) -> Path:
         """Write both documents: the settings to `path`, the datasets beside it.
 
-        The first time that an existing document is replaced, it is kept as `<name>.bak`.
+        The first time that an existing document is replaced, it is kept as `<name>.bak`. Settings that were not there
+        before leave the datasets of other settings in the folder alone: theirs get a name of their own.
+
+        Args:
+            path: where to.
+            known: what the file held when it was loaded or saved last; only such a file is replaced.
 
         Raises:
             ConfigError: if the settings are not valid.
+            TunerkitError: if the file holds something else.
             OSError: if a file cannot be written.
         """
         self.resolved()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and (known is None or path.read_bytes() != known):
+            raise tk.TunerkitError(text("form.not_known", path=path))
         datasets = path.parent / DATASET_DOCUMENT
+        if datasets == path:
+            raise tk.TunerkitError(text("form.for_datasets", path=path))
+        if known is None and datasets.is_file():
+            datasets = path.with_name(f"{path.stem}-{DATASET_DOCUMENT}")
+        path.parent.mkdir(parents=True, exist_ok=True)
         for document in (path, datasets):
             backup = document.with_name(f"{document.name}.bak")
             if document.is_file() and not backup.exists():

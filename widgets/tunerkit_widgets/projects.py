@@ -23,7 +23,8 @@ VALIDATION_STEPS = 500
 def guided_form(project: str = "", *, family: str, **parameters: Any) -> SetupForm:
     """The form of a guided notebook.
 
-    With a project, its settings. Without one, but with own clips or an own model: a new project in `<family>-project`.
+    With a project, its settings. Without one, but with own clips or an own model: a new project in `<family>-project`,
+    or what was saved there.
     With nothing chosen: the family's demo, made below `demo-project` if it is not there.
 
     Args:
@@ -39,6 +40,8 @@ def guided_form(project: str = "", *, family: str, **parameters: Any) -> SetupFo
         return SetupForm(project, **chosen)
     if not OWN.isdisjoint(chosen):
         folder = Path(f"{family}-project").absolute()
+        if (folder / "config.json").is_file():  # saved from the form before
+            return SetupForm(folder, **chosen)
         config = new_project(folder, family, chosen.get("model_flavour"))
         return SetupForm(config=config, save_to=folder / "config.json", **chosen)
     return SetupForm(_demo(family, chosen.get("model_flavour")), **chosen)

@@ -14,7 +14,7 @@ import ipywidgets as widgets
 import tunerkit as tk
 from tunerkit_widgets.form_count import SampleCount, length
 from tunerkit_widgets.form_debounce import Debounced, threads_reach_page
-from tunerkit_widgets.form_files import FilesRow, document_of
+from tunerkit_widgets.form_files import FilesRow, content_of, document_of
 from tunerkit_widgets.form_layout import (
     DATA_FOLDER,
     FOLDED,
@@ -67,6 +67,7 @@ class SetupForm:
         self._state = FormState(base, settings)
         self._save_to = document_of(save_to if save_to is not None else project)
         self._saved = None if project is None or save_to is not None else base
+        self._known = content_of(self._save_to) if self._saved is not None else None
         self._resolved: tk.TrainConfig | None = None
         self._lock = threading.RLock()  # edits come from the kernel's threads, checks and counts from others
         self._filling = False
@@ -97,6 +98,7 @@ class SetupForm:
 
         Raises:
             ConfigError: if the settings are not valid.
+            TunerkitError: if the file exists, and holds something else than was loaded or saved here.
             ValueError: if neither here nor for the form a file was named.
         """
         target = document_of(path) or self._save_to
@@ -104,8 +106,8 @@ class SetupForm:
             raise ValueError("name the file to save to: form.save('my-project/config.json')")
         with self._lock:
             self._collect()
-            written = self._state.save(target)
-            self._saved, self._save_to = self._state.chosen(), written
+            written = self._state.save(target, self._known if target == self._save_to else None)
+            self._saved, self._save_to, self._known = self._state.chosen(), written, content_of(written)
             if self.widget is not None:
                 self.files.path.value = str(written)
                 self._edit.flush()
@@ -331,7 +333,11 @@ class SetupForm:
         self._edit.flush()
         if self._resolved is None:  # the last edit had not been checked yet
             return
-        path = self.save(target)
+        try:
+            path = self.save(target)
+        except (tk.TunerkitError, OSError) as error:
+            self.files.failed(str(error))
+            return
         self.files.done(text("form.saved", path=path))
 
     def _press_load(self, _: Any) -> None:
@@ -347,6 +353,7 @@ class SetupForm:
             return
         with self._lock:
             self._state, self._saved, self._save_to = FormState(loaded, {}), loaded, given
+            self._known = content_of(given)
             self._draw(self.groups.selected_index)
             self._begin()
             self.files.done(text("form.loaded", path=given))

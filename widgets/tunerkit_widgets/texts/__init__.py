@@ -45,11 +45,13 @@ def choose_language(code: str | None) -> None:
     """Show all texts from now on in the language `code`; None = as `TUNERKIT_LANG` says.
 
     Raises:
-        ValueError: there are no texts in it.
+        TunerkitError: there are no texts in it.
     """
     global _chosen
     if code is not None and code not in languages():
-        raise ValueError(f"there are no texts in {code!r}; use one of {', '.join(languages())}")
+        from tunerkit import TunerkitError
+
+        raise TunerkitError(f"language = {code!r} is not known. Fix: use one of {', '.join(languages())}")
     _chosen = code
 
 
