@@ -329,6 +329,8 @@ def test_videos_with_their_prompts(make_config: MakeConfig) -> None:
     trainer.close()
     run = tk.attach(config.output_path)
     assert run.videos(step=1) == list(results[0].videos)
+    assert run.compare() == list(zip(run.videos(step=0), run.videos(step=1), strict=True))
+    assert run.compare(step=1, other=7) == []
     assert [(video.step, video.prompt, video.comparison is None) for video in run.videos()] == [
         (0, "a red ball", True),
         (1, "a red ball", False),
