@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from widget_messages import click, edit
 
 import tunerkit as tk
 import tunerkit_widgets as tw
@@ -35,18 +35,6 @@ def on_page(monkeypatch: pytest.MonkeyPatch) -> None:
 def form(project: Path, request: pytest.FixtureRequest) -> tw.SetupForm:
     request.getfixturevalue("on_page")
     return tw.SetupForm(project)
-
-
-def edit(widget: Any, value: Any) -> None:
-    """What the page sends when somebody edits a field."""
-    data = {"method": "update", "state": {"value": value}, "buffer_paths": []}
-    widget._handle_msg({"content": {"data": data}, "buffers": []})
-
-
-def click(button: Any) -> None:
-    """What the page sends when somebody clicks a button."""
-    data = {"method": "custom", "content": {"event": "click"}}
-    button._handle_msg({"content": {"data": data}, "buffers": []})
 
 
 def message(form: tw.SetupForm, name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from widget_messages import click
 
 import tunerkit as tk
 from tunerkit_widgets import surroundings
@@ -59,11 +60,6 @@ def on_page(monkeypatch: pytest.MonkeyPatch) -> None:
 def browser(folder: Path, request: pytest.FixtureRequest) -> CheckpointBrowser:
     request.getfixturevalue("on_page")
     return CheckpointBrowser(tk.attach(folder))
-
-
-def click(button: Any) -> None:
-    data = {"method": "custom", "content": {"event": "click"}}
-    button._handle_msg({"content": {"data": data}, "buffers": []})
 
 
 def pick(dropdown: Any, label: str) -> None:

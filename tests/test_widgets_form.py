@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from widget_messages import click
 
 import tunerkit as tk
 import tunerkit_widgets as tw
@@ -40,12 +41,6 @@ def form(project: Path) -> tw.SetupForm:
 def edit(widget: Any, value: Any) -> None:
     """What the page sends when somebody edits a field or chooses from a list."""
     widget.value = value
-
-
-def click(button: Any) -> None:
-    """What the page sends when somebody clicks a button."""
-    data = {"method": "custom", "content": {"event": "click"}}
-    button._handle_msg({"content": {"data": data}, "buffers": []})
 
 
 def wait(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sweep_notebooks import pretend_notebook
 from test_sweep_report import leave
+from widget_messages import click, edit
 
 import tunerkit as tk
 from tunerkit import batch
@@ -29,18 +30,6 @@ def on_page(monkeypatch: pytest.MonkeyPatch) -> None:
 def launcher(tmp_path: Path, request: pytest.FixtureRequest) -> SweepLauncher:
     request.getfixturevalue("on_page")
     return SweepLauncher(pretend_notebook(tmp_path), tmp_path / "out")
-
-
-def edit(widget: Any, value: Any) -> None:
-    """What the page sends when somebody edits a field."""
-    data = {"method": "update", "state": {"value": value}, "buffer_paths": []}
-    widget._handle_msg({"content": {"data": data}, "buffers": []})
-
-
-def click(button: Any) -> None:
-    """What the page sends when somebody clicks a button."""
-    data = {"method": "custom", "content": {"event": "click"}}
-    button._handle_msg({"content": {"data": data}, "buffers": []})
 
 
 def begun(folder: Path, notebook: Path, grid: dict[str, Any]) -> list[Any]:

@@ -38,12 +38,14 @@ VIDEO_STATES = """async (seconds) => {
     video.play().catch(() => {});
     while (performance.now() < end && !video.error && !(video.readyState >= 2)) await wait(50);
     const before = video.currentTime;
-    while (performance.now() < end && !video.error && video.currentTime === before) await wait(50);
+    let moves = false;
+    const shown = () => (moves ||= video.currentTime !== before) && video.readyState >= 2;  // a loop's jump loads anew
+    while (performance.now() < end && !video.error && !shown()) await wait(50);
     const state = {
       source: (video.currentSrc || video.src).slice(0, 40),
       label: video.getAttribute('aria-label') || '',
       width: video.videoWidth, height: video.videoHeight, seconds: video.duration || 0,
-      ready: video.readyState, moves: video.currentTime !== before,
+      ready: video.readyState, moves,
       error: video.error ? `${video.error.code} ${video.error.message}` : '',
     };
     video.pause();

@@ -12,7 +12,7 @@ import tunerkit as tk
 from tunerkit_widgets.checkpoint_view import CheckpointView
 from tunerkit_widgets.gallery import ValidationGallery
 from tunerkit_widgets.list_rows import UNKNOWN, loss_words, size_words
-from tunerkit_widgets.surroundings import headless, show
+from tunerkit_widgets.surroundings import headless, show_view
 from tunerkit_widgets.tables import table_html, table_text
 from tunerkit_widgets.texts import text
 
@@ -177,9 +177,4 @@ class CheckpointBrowser:
         return table_text([self.cells(one) for one in self.checkpoints], self.head()) + f"\n{self.total_words()}"
 
     def _ipython_display_(self) -> None:
-        if self.widget is None or headless():
-            show(self.static(), str(self))
-            return
-        from IPython.display import display
-
-        display(self.widget)
+        show_view(self)

@@ -20,7 +20,7 @@ from tunerkit_widgets.dataset_browser_rows import (
     static_text,
 )
 from tunerkit_widgets.guard import guarded
-from tunerkit_widgets.surroundings import headless, show
+from tunerkit_widgets.surroundings import headless, show_view
 from tunerkit_widgets.texts import text
 
 STATIC_ROWS = 50
@@ -91,12 +91,7 @@ class DatasetBrowser:
         return static_text(self._report, buckets(self._report, self._config))
 
     def _ipython_display_(self) -> None:
-        if self.widget is None or headless():
-            show(self.static(), str(self))
-            return
-        from IPython.display import display
-
-        display(self.widget)
+        show_view(self)
 
     # Widgets ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tunerkit_widgets.gallery_board import Board, Column, Row, probe, read_board, spread
 from tunerkit_widgets.gallery_static import board_html, board_text
 from tunerkit_widgets.guard import guarded
-from tunerkit_widgets.surroundings import headless, show
+from tunerkit_widgets.surroundings import headless, show_view
 from tunerkit_widgets.texts import text
 
 STATIC_BYTES = 2_000_000
@@ -115,12 +115,7 @@ class ValidationGallery:
         return board_text(self.board)
 
     def _ipython_display_(self) -> None:
-        if self.widget is None or headless():
-            show(self.static(), str(self))
-            return
-        from IPython.display import display
-
-        display(self.widget)
+        show_view(self)
 
     # Page ------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from tunerkit_widgets.dashboard_run import ENDED, Status
 from tunerkit_widgets.dashboard_words import STATES
 from tunerkit_widgets.list_rows import UNKNOWN, ago_words, loss_words
 from tunerkit_widgets.run_list_view import RunListView
-from tunerkit_widgets.surroundings import headless, show
+from tunerkit_widgets.surroundings import headless, show_view
 from tunerkit_widgets.tables import table_html, table_text
 from tunerkit_widgets.texts import text
 
@@ -148,12 +148,7 @@ class RunList:
         return "\n".join(filter(None, [table_text(self._rows(), self.head()), self.more_words()]))
 
     def _ipython_display_(self) -> None:
-        if self.widget is None or headless():
-            show(self.static(), str(self))
-            return
-        from IPython.display import display
-
-        display(self.widget)
+        show_view(self)
 
     def _rows(self) -> list[tuple[str, ...]]:
         now = time.time()

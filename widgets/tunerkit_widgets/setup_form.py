@@ -30,7 +30,7 @@ from tunerkit_widgets.form_state import FormState
 from tunerkit_widgets.guard import ERROR_COLOUR, GOOD_COLOUR, QUIET_COLOUR, guarded
 from tunerkit_widgets.preset_field import PresetField
 from tunerkit_widgets.setting_field import SettingField, as_text
-from tunerkit_widgets.surroundings import headless, show
+from tunerkit_widgets.surroundings import headless, show_view
 from tunerkit_widgets.tables import table_html, table_text
 from tunerkit_widgets.texts import choose_language, language, language_names, text
 
@@ -135,12 +135,7 @@ class SetupForm:
         return "\n".join([table_text(self.rows(), (text("form.setting"), text("form.value"))), *notes])
 
     def _ipython_display_(self) -> None:
-        if self.widget is None or headless():
-            show(self.static(), str(self))
-            return
-        from IPython.display import display
-
-        display(self.widget)
+        show_view(self)
 
     # Widgets ---------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 VARIABLE = "TUNERKIT_HEADLESS"
 """Environment variable that decides by itself: 1 = no widgets, 0 = widgets."""
@@ -56,6 +56,24 @@ def show(html: str, text: str) -> None:
     from IPython.display import display
 
     display({"text/html": html, "text/plain": text}, raw=True)
+
+
+class View(Protocol):
+    """What has a widget where somebody can click, and can be shown without one."""
+
+    widget: Any
+
+    def static(self) -> str: ...
+
+
+def show_view(view: View) -> None:
+    """Show the widget of a view, or what it shows without one where nobody can click."""
+    if view.widget is None or headless():
+        show(view.static(), str(view))
+        return
+    from IPython.display import display
+
+    display(view.widget)
 
 
 def show_widget(widget: Any, plain: str) -> Any:
