@@ -46,6 +46,21 @@ def write_status(folder: Path, pid: int, **facts: Any) -> None:
     (folder / "status.json").write_text(json.dumps(row))
 
 
+def test_a_rejected_start_leaves_the_settings_of_what_was_trained(
+    sleeper: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """What a process asked for counts while it prepares, and no longer once it has failed."""
+    trained, asked = tmp_path / "config.json", tmp_path / "requested_settings.json"
+    trained.write_text("{}")
+    asked.write_text("{}")
+    os.utime(trained, (1, 1))
+    run = tk.Run(tmp_path)
+    write_status(tmp_path, sleeper.pid, state="preparing")
+    assert run.settings_file == asked
+    write_status(tmp_path, sleeper.pid, state="failed", error="refused")
+    assert run.settings_file == trained
+
+
 # Files ---------------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,7 @@ _WHERE = {
     "CaptionConflictError": "tunerkit.data.caption_files",
     "decode": "tunerkit.data.decode",
     "write_mp4": "tunerkit.validation.video_files",
+    "small_video": "tunerkit.validation.small_videos",
     "doctor": "tunerkit.machine_check",
     "TunerkitError": "tunerkit.errors",
     "ConfigError": "tunerkit.errors",
@@ -105,6 +106,7 @@ __all__ = [
     "read_sweep",
     "resolve",
     "runs",
+    "small_video",
     "start",
     "sweep",
     "write_mp4",
@@ -143,6 +145,7 @@ if TYPE_CHECKING:
     from tunerkit.training.results import StepResult
     from tunerkit.training.trainer import Trainer
     from tunerkit.validation.render import Rendering
+    from tunerkit.validation.small_videos import small_video
     from tunerkit.validation.video_files import write_mp4
 
 

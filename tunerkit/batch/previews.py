@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import tempfile
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
 
 from tunerkit.files import replacing
+from tunerkit.validation.small_videos import small_video
 
 LADDER = ((400, 28), (320, 31), (240, 34), (160, 37), (112, 40))
 """(greatest width in pixels, constant rate factor of x264), tried in this order."""
@@ -46,30 +44,7 @@ def _uri(data: bytes) -> str:
 
 def _small(video: Path, max_bytes: int) -> bytes | None:
     for width, quality in LADDER:
-        copy = _encoded(video, width, quality)
+        copy = small_video(video, width, quality)
         if len(copy) <= max_bytes:
             return copy
     return None
-
-
-def _encoded(path: Path, width: int, quality: int) -> bytes:
-    """All frames as H.264 4:2:0 with the index in front, at most `width` pixels wide."""
-    import av
-
-    # The index is moved to the front in a second pass, which needs a real file.
-    with tempfile.TemporaryDirectory() as folder, av.open(str(path)) as source:
-        target = Path(folder) / NAME
-        video = source.streams.video[0]
-        rate = Fraction(video.average_rate or 16)
-        scale = min(1.0, width / video.width)
-        with av.open(str(target), "w", options={"movflags": "+faststart"}) as output:
-            stream = cast(Any, output.add_stream("libx264", rate=rate))
-            stream.width, stream.height = (max(2, 2 * round(e * scale / 2)) for e in (video.width, video.height))
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(quality), "preset": "medium"}
-            for number, frame in enumerate(source.decode(video)):
-                picture = frame.reformat(stream.width, stream.height, "yuv420p")
-                picture.pts, picture.time_base = number, 1 / rate
-                output.mux(stream.encode(picture))
-            output.mux(stream.encode())
-        return target.read_bytes()
