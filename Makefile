@@ -54,9 +54,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Three processes for two cores: those that drive a browser or another process wait most of the time.
+# More processes than cores: those that drive a browser or another process wait most of the time.
 test: lint
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
 
 # Without it, and without TUNERKIT_BROWSER=1, its tests are skipped.
 colab-bed: setup

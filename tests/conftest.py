@@ -10,7 +10,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import functools
+import gc
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,16 +21,41 @@ from config_documents import lay_out_quickstart
 
 import tunerkit as tk
 
-SHARED = ("kandinsky5_projects", "ltx2_projects")
-"""Fixtures that take long to make."""
+SHARED = ("browser", "kandinsky5_projects", "ltx2_projects")
+"""Fixtures that take long to make, or are in each other's way: one browser at a time, so that its videos play."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file stay in one process, and so do all that need one of the fixtures that take long to make."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        group = next((fixture for fixture in SHARED if fixture in names), item.path.stem)
+    """Tests of one file stay in one process, and so do all that need one of the `SHARED` fixtures.
+
+    Those come first, then groups with slow tests: one that begins last would let the other processes wait for it.
+    """
+    groups = {item: _group_of(item) for item in items}
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (groups[item] not in SHARED, groups[item] not in slow))
+    for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group_of(item: pytest.Item) -> str:
+    names = getattr(item, "fixturenames", ())
+    return next((fixture for fixture in SHARED if fixture in names), item.path.stem)
+
+
+_known_modules = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Once the model libraries are loaded, leave them out of garbage collection.
+
+    Memory is collected after every phase of a run, and looking through the millions of objects that belong to
+    modules takes a third of a second each time.
+    """
+    global _known_modules
+    if "torch" in sys.modules and len(sys.modules) > _known_modules + 200:
+        _known_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
