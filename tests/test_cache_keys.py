@@ -103,6 +103,7 @@ def test_kinds_fallbacks_and_texts_never_share_a_name(namer: EntryNamer) -> None
     [
         ({"vae_dtype": "bf16"}, True, False, False),
         ({"vae_enable_tiling": True}, True, False, False),
+        ({"vae_enable_patch_conv": True}, True, False, False),
         ({"motion_score": 30}, False, False, True),
         ({"mixed_precision": "bf16"}, False, False, True),
         ({"learning_rate": 0.5, "seed": 9, "compress_disk_cache": True}, False, False, False),
@@ -223,7 +224,7 @@ def test_latents_are_found_under_the_configured_name_first_and_then_the_fallback
     sample = SAMPLE._replace(dataset=config.media_datasets[0].id)
     assert not cache.has_latents(sample)
     assert cache.without_latents([sample]) == [sample]
-    for value, fallback in enumerate(("cpu", "chunked", "tiled", "")):
+    for value, fallback in enumerate(("cpu", "tiled", "in parts", "")):
         cache.put_latents(sample, torch.full((2,), float(value)), fallback)
         assert cache.has_latents(sample)
         assert cache.latents(sample)[0] == value

@@ -33,7 +33,7 @@ class TightVae(torch.nn.Module):
         self.vae.enable_tiling(32, 32, 24, 24)
 
     def to(self, *args: Any, **kwargs: Any) -> TightVae:
-        if args == ("cpu",):
+        if torch.device(args[0]).type == "cpu":
             self.way = "cpu"
         super().to(*args, **kwargs)
         return self

@@ -32,7 +32,7 @@ def test_every_problem_is_reported_at_once() -> None:
             learning_rate=float("nan"),
             checkpoint_step_interval=0,
             gradient_accumulation_steps=0,
-            base_model_precision="int8-quanto",
+            base_model_precision="int2-quanto",
             max_train_steps=5,
             num_train_epochs=2,
             validation_resolution="832-480",
@@ -76,7 +76,7 @@ def test_every_problem_is_reported_at_once() -> None:
     assert "num_frames" in found["datasets[0].video.num_frame"].fix
     assert "1024" in found["lora_rank"].message
     assert "no, fp16, bf16" in found["mixed_precision"].fix
-    assert "no_change" in found["base_model_precision"].fix
+    assert "nf4" in found["base_model_precision"].fix
     assert "video" in found["datasets[3].dataset_type"].fix
     for problem in error.value.problems:
         assert problem.message

@@ -64,10 +64,48 @@ def test_a_base_precision_that_is_no_quantisation(given: str, tmp_path: Path) ->
     stable(config, tmp_path)
 
 
-@pytest.mark.parametrize("given", ["int8-quanto", "nf4-bnb", "fp8-torchao", "model.gguf"])
-def test_a_quantised_base_is_refused_not_ignored(given: str) -> None:
-    with pytest.raises(ConfigError, match="unquantised base only"):
-        TrainConfig(base_model_precision=given)
+@pytest.mark.parametrize("key", ["base_model_precision", "text_encoder_1_precision"])
+@pytest.mark.parametrize(
+    ("given", "ours", "difference"),
+    [
+        ("int8-quanto", "int8", ""),
+        ("INT8_torchao", "int8", ""),
+        ("uint8-sdnq", "int8", ""),
+        ("int8dq-torchao", "int8", "activations are not"),
+        ("fp8wo-torchao", "fp8", ""),
+        ("fp8-torchao", "fp8", "activations are not"),
+        ("fp8-native", "fp8-cast", ""),
+        ("int4-quanto", "int4", ""),
+        ("nf4-bnb", "nf4", ""),
+    ],
+)
+def test_the_precisions_of_other_trainers(key: str, given: str, ours: str, difference: str, tmp_path: Path) -> None:
+    config = TrainConfig(**{key: given})
+    assert getattr(config, key) == ours
+    assert f"{given} is called {ours} here" in notes(config)[key]
+    assert difference in notes(config)[key]
+    assert not TrainConfig(**{key: ours}).notes
+    stable(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base_model_precision": "model.gguf"}, "GGUF files hold weights for sampling.*nf4"),
+        ({"base_model_precision": "int2-quanto"}, "too little of a model.*use nf4"),
+        ({"base_model_precision": "fp8uz-quanto"}, "one kind of GPU.*use fp8"),
+        ({"base_model_precision": "in8"}, "is not known.*int8"),
+        ({"text_encoder_1_precision": "uint5-sdnq"}, "no such format here.*int8"),
+        ({"base_model_precision": "int8", "model_type": "full"}, "model_type = full trains all.*lora"),
+        ({"base_model_precision": "nf4", "use_dora": True}, "use_dora.*needs the base weights in full"),
+        ({"base_model_precision": "nf4", "lora_init_type": "pissa"}, "lora_init_type.*needs the base weights in full"),
+        ({"quantize_activations": True}, "gradients have to pass"),
+        ({"base_model_precision": "fp8-torchao", "device": "mps"}, "mps knows no float8.*int8"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TrainConfig(**changes)
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,10 @@ class TightKandinsky(Kandinsky5):
         return vae
 
     def save_vae_memory(self, vae: Any, how: str) -> None:
-        assert how == "tiled"
-        tile(vae)
+        if how == "tiled":
+            tile(vae)
+        else:
+            super().save_vae_memory(vae, how)
 
 
 def tile(vae: Any) -> None:

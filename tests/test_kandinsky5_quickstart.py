@@ -49,6 +49,7 @@ def test_the_published_documents_drive_a_run(
         pretrained_model_name_or_path=str(project / "model"),
         output_dir="output",
         model_type=model_type,
+        enable_group_offload=model_type == "lora",  # refused where nothing is frozen
         max_train_steps=2,
         train_batch_size=2,
         mixed_precision="bf16",
@@ -82,7 +83,8 @@ def test_the_published_documents_drive_a_run(
 
         Kandinsky5Transformer3DModel.from_pretrained(result)
     noted = {note.key for note in tk.resolve(config).notes}
-    assert {"enable_group_offload", "tread_config"} <= noted
+    assert "tread_config" in noted
+    assert "enable_group_offload" not in noted
 
 
 def test_15_frames_become_13_and_it_is_said(kandinsky5_projects: Callable[[str], Path], tmp_path: Path) -> None:

@@ -200,8 +200,8 @@ def test_a_sound_file_of_ones_own_leads_the_video(make: MakeProject, tmp_path: P
     assert video.path.is_file()
 
 
-def test_tiling_and_chunks_of_time_keep_the_shape(make: MakeProject) -> None:
-    """What encoding falls back to when memory is short; latents differ a little, so entries have their own names."""
+def test_parts_keep_the_latents_and_tiles_their_shape(make: MakeProject) -> None:
+    """What encoding falls back to when memory is short; tiles differ a little, so entries have their own names."""
     family = tk.family("ltxvideo2")
     vae = family.load_vae(tk.resolve(make(vae_dtype="fp32")), torch.device("cpu"))
     vae.tile_sample_min_height = vae.tile_sample_min_width = 96
@@ -209,14 +209,14 @@ def test_tiling_and_chunks_of_time_keep_the_shape(make: MakeProject) -> None:
     pixels = torch.rand(1, 3, 33, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     whole = family.encode_latents(vae, pixels)
     assert whole.shape == (1, 16, 5, 4, 4)
-    seen = [whole]
-    for how in family.vae_fallbacks:
-        family.save_vae_memory(vae, how)
-        latents = family.encode_latents(vae, pixels)
-        assert latents.shape == whole.shape
-        assert bool(latents.isfinite().all())
-        assert not any(torch.equal(latents, other) for other in seen)
-        seen.append(latents)
+    assert family.vae_fallbacks == ("in parts", "tiled")
+    family.save_vae_memory(vae, "in parts")
+    torch.testing.assert_close(family.encode_latents(vae, pixels), whole, rtol=1e-4, atol=1e-5)
+    family.save_vae_memory(vae, "tiled")
+    tiled = family.encode_latents(vae, pixels)
+    assert tiled.shape == whole.shape
+    assert bool(tiled.isfinite().all())
+    assert not torch.equal(tiled, whole)
     with pytest.raises(ValueError, match="fallback"):
         family.save_vae_memory(vae, "smaller")
 

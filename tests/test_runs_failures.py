@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,12 @@ import torch
 
 import tunerkit as tk
 from tunerkit.cli import main
+from tunerkit.running import memory as memory_module
 from tunerkit.running.memory import is_out_of_memory, memory_hint
 from tunerkit.training.run_folder import RunFolder
 
 MakeConfig = Callable[..., tk.TrainConfig]
+GIB = 2**30
 
 
 def test_settings_are_refused_before_anything_starts(make_config: MakeConfig) -> None:
@@ -91,3 +95,58 @@ def test_hints_follow_the_settings(make_config: MakeConfig) -> None:
     assert full == "set model_type = lora"
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+
+
+# Advice from a plan --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Says how many bytes of memory the GPU has that there is none of."""
+
+    def memory(size: int) -> None:
+        monkeypatch.setattr(memory_module, "_gpu_memory", lambda _: size)
+
+    return memory
+
+
+def test_a_hint_comes_from_the_plan_for_the_gpu(make_config: MakeConfig, on_gpu: Callable[[int], None]) -> None:
+    config = tk.resolve(make_config(train_batch_size=2, gradient_checkpointing=False))
+    needed = tk.plan(config).peak + GIB // 2
+    on_gpu(needed - 2**20)
+    hint = memory_hint(config)
+    found = tk.plan(config, (needed - 2**20) / GIB).changes
+    assert found[-1].fits
+    for change in found:
+        assert all(f"{name} = {json.dumps(value)}" in hint for name, value in change.settings.items())
+        assert change.meaning in hint
+    assert hint.startswith("set ")
+    assert hint.endswith("by its plan, the run then takes 0.0 of 0.5 GiB")
+    on_gpu(80 * GIB)  # it should have fitted: the plan has no advice
+    assert memory_hint(config).startswith("set train_batch_size = 1 (it is 2); if that is not enough")
+
+
+def test_without_a_plan_the_rules_advise(
+    make_config: MakeConfig, on_gpu: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tk.resolve(make_config(train_batch_size=2))
+    on_gpu(GIB // 2)
+    attention, began = torch.nn.functional.scaled_dot_product_attention, time.monotonic()
+    monkeypatch.setattr(memory_module, "PLANNING_SECONDS", 0.0)
+    rules = "set train_batch_size = 1 (it is 2); if that is not enough"
+    assert memory_hint(config.model_copy(update={"lora_rank": 5})).startswith(rules)
+    assert time.monotonic() - began < 20
+    assert torch.nn.functional.scaled_dot_product_attention is attention  # the plan leaves nothing behind
+    monkeypatch.setattr(memory_module, "_gpu_memory", _fail)
+    assert memory_hint(config).startswith(rules)
+
+
+def test_a_deadline_ends_what_computes() -> None:
+    with memory_module._at_most(60.0):
+        assert torch.ones(2).sum() == 2
+    with pytest.raises(TimeoutError), memory_module._at_most(0.0):
+        torch.empty(2, device="meta").sum()
+
+
+def _fail(*_: Any) -> None:
+    raise RuntimeError("the driver is gone")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,23 @@ def test_the_numbers_of_a_running_training_are_on_the_page(run: FakeRun) -> None
     for words in ("GPU memory", "6.0 GiB", "peak 7.0 of 24.0 GiB", "120.0 GiB"):
         assert words in facts
     assert bytes(view.plot.value).startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("on_page")
+def test_the_memory_stands_beside_the_planned_one(run: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    plan: Any = SimpleNamespace(peak=8 * GIB)
+    shown = TrainingDashboard(run, plan)
+    assert "peak 7.0 of 8.0 GiB planned, 24.0 there" in view_of(shown).facts.value
+    assert "peak 7.0 of 8.0 GiB planned, 24.0 there" in shown.static()
+    run.be(device="cpu")  # the machine's memory: not what was planned
+    assert "peak 7.0 of 24.0 GiB" in shown.static()
+    run.be(device="NVIDIA L4", state="done")
+    plain = PlainLines(run, plan=plan)
+    plain.open()
+    plain.close()
+    assert "GPU memory: peak 7.0 of 8.0 GiB planned" in capsys.readouterr().out
+    run.be(memory_peak=None)
+    assert "planned" not in shown.static()
 
 
 @pytest.mark.usefixtures("on_page")

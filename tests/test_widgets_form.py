@@ -215,6 +215,20 @@ def test_full_fine_tuning_gets_an_optimizer_without_masters(form: tw.SetupForm) 
     edit(form.fields["model_type"].control, "full")
     edit(form.preset.control, "aggressive")
     assert form.config.optimizer == "adamw_bf16"
+    assert form.config.base_model_precision == "no_change"
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision"),
+    [({}, "int8"), ({"base_model_precision": "nf4"}, "nf4"), ({"lora_init_type": "pissa"}, "no_change")],
+)
+def test_frozen_weights_are_rounded_where_nothing_needs_them_in_full(
+    project: Path, settings: dict[str, str], precision: str
+) -> None:
+    form = tw.SetupForm(project, **settings)
+    assert not form.problems
+    edit(form.preset.control, "aggressive")
+    assert form.config.base_model_precision == precision
 
 
 def test_an_edit_of_one_of_its_settings_makes_the_preset_ones_own(form: tw.SetupForm) -> None:

@@ -48,6 +48,9 @@ _WHERE = {
     "SweepRow": "tunerkit.batch",
     "CaptionFiles": "tunerkit.data.caption_files",
     "CaptionConflictError": "tunerkit.data.caption_files",
+    "plan": "tunerkit.planning.planner",
+    "Plan": "tunerkit.planning.result",
+    "autofit": "tunerkit.planning.advice",
     "decode": "tunerkit.data.decode",
     "write_mp4": "tunerkit.validation.video_files",
     "small_video": "tunerkit.validation.small_videos",
@@ -76,6 +79,7 @@ __all__ = [
     "ModelError",
     "NonFiniteLossError",
     "OutOfMemoryError",
+    "Plan",
     "Rendering",
     "Run",
     "RunFailedError",
@@ -89,6 +93,7 @@ __all__ = [
     "TunerkitError",
     "__version__",
     "attach",
+    "autofit",
     "batch",
     "batch_plan",
     "build_cache",
@@ -101,6 +106,7 @@ __all__ = [
     "family",
     "inspect_dataset",
     "load_config",
+    "plan",
     "plan_sweep",
     "prune_cache",
     "read_sweep",
@@ -137,6 +143,9 @@ if TYPE_CHECKING:
     )
     from tunerkit.families.base import Family
     from tunerkit.machine_check import doctor
+    from tunerkit.planning.advice import autofit
+    from tunerkit.planning.planner import plan
+    from tunerkit.planning.result import Plan
     from tunerkit.project import load_config, resolve
     from tunerkit.running.launch import attach, runs, start
     from tunerkit.running.results import CheckpointInfo

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from tunerkit import __version__
 from tunerkit.cli_output import explain, fail, plain_output, warn
+from tunerkit.cli_plan import add_plan
 from tunerkit.cli_sweep import add_sweep
 from tunerkit.errors import NonFiniteLossError, OutOfMemoryError, TunerkitError
 
@@ -123,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     dataset = _config_command(add("dataset", "show which clips are used, how, and why others are not"))
     dataset.add_argument("--csv", metavar="FILE", help="also write every fact and decision to this file")
+    _config_command(add_plan(add))
     cache = _config_command(add("cache", "encode captions and clips, so that training can start at once"))
     what = cache.add_mutually_exclusive_group()
     what.add_argument("--report", action="store_true", help="only show what lies in the cache and what is stale")

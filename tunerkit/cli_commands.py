@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunerkit.cli_output import encoding_progress, process_rank, quiet_libraries, runs_table, say
+from tunerkit.cli_plan import run_plan as run_plan
 from tunerkit.cli_sweep import run_sweep as run_sweep
 from tunerkit.errors import ConfigError, Problem, TunerkitError
 

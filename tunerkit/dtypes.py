@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tunerkit.config.precisions import is_quantised
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,7 +20,9 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def model_dtype(config: TrainConfig) -> torch.dtype:
-    """The dtype that the transformer's frozen or live weights have in memory, from `mixed_precision`."""
+    """The dtype that the transformer's weights have in memory, but for those that are quantised."""
+    if is_quantised(config) and config.base_model_default_dtype == "fp32":
+        return torch_dtype("fp32")
     return torch_dtype(config.mixed_precision)
 
 

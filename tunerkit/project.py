@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunerkit import families
 from tunerkit.config.loading import find_config, read_settings
 from tunerkit.config.paths import INPUT_FILES, Folders, dataset_path_key, not_found
+from tunerkit.config.precisions import TEXT, UNCHANGED
 from tunerkit.config.problems import choice_fix
 from tunerkit.config.settings import TrainConfig, missing_setting, require_settings
 from tunerkit.errors import ConfigError, Note, Problem, TunerkitError
@@ -195,7 +196,10 @@ def _first_frame(config: TrainConfig, family: Family) -> Iterator[Problem]:
 
 
 def _silent(config: TrainConfig, family: Family) -> Iterator[Note]:
-    """Settings of sound, where the model makes none."""
+    """Settings of text encoders that the model does not have, and of sound, where it makes none."""
+    for key in TEXT[family.text_encoders :]:
+        if getattr(config, key) != UNCHANGED:
+            yield Note(key, f"{family.title} has no such text encoder; not used")
     if family.sound is not None:
         return
     for index, dataset in enumerate(config.datasets):

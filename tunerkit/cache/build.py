@@ -16,7 +16,7 @@ from tunerkit.cache.encode import (
     EncodingError,
     LatentEncoder,
     encode_texts,
-    load_where_it_fits,
+    load_text_encoder,
     mask_weights,
 )
 from tunerkit.cache.entries import Cache
@@ -25,7 +25,7 @@ from tunerkit.cache.progress import Progress, ProgressBar
 from tunerkit.cache.store import CacheEntryError, Store
 from tunerkit.cache.write_behind import WriteBehind, cannot_write
 from tunerkit.config.prompts import validation_prompts
-from tunerkit.devices import free_memory, run_device
+from tunerkit.devices import free_memory
 from tunerkit.project import resolve
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class _Filling(Job):
                 for entry in until_done(source, writer):
                     full = len(batch) >= self.config.text_encoder_batch_size
                     if batch and (entry is None or full or batch[0][1] != entry[1]):
-                        encoder = self._load_text_encoder() if encoder is None else encoder
+                        encoder = load_text_encoder(self.config, self.family) if encoder is None else encoder
                         self._encode_texts(encoder, batch, writer, bar)
                         batch = []
                     if entry is not None:
@@ -147,12 +147,6 @@ class _Filling(Job):
         finally:
             del encoder
             free_memory()
-
-    def _load_text_encoder(self) -> Any:
-        def load(device: torch.device) -> Any:
-            return self.family.load_text_encoder(self.config, device)
-
-        return load_where_it_fits(load, run_device(self.config), "the text encoder")[0]
 
     def _encode_texts(
         self, encoder: Any, batch: Sequence[tuple[str, TextKind]], writer: WriteBehind, bar: ProgressBar

@@ -79,8 +79,8 @@ class LatentEncoder:
     def __init__(self, config: TrainConfig, family: Family) -> None:
         """Nothing is loaded before the first clip."""
         self._config, self._family, self._device = config, family, run_device(config)
-        ways = [how for how in family.vae_fallbacks if not (how == "tiled" and config.vae_enable_tiling)]
-        self._rungs = ("", *ways, ON_CPU)
+        taken = {"in parts": config.vae_enable_temporal_roll, "tiled": config.vae_enable_tiling}
+        self._rungs = ("", *(how for how in family.vae_fallbacks if not taken.get(how)), ON_CPU)
         self._vae: Any = None
         self._rung = 0
         self._failed: dict[int, int] = {}
@@ -155,19 +155,23 @@ class LatentEncoder:
         if self._vae is None or rung < self._rung:
             self._vae = None  # what saved memory cannot be undone in place
             free_memory()
-            load = self._family.load_vae
-            self._vae, where = load_where_it_fits(lambda device: load(self._config, device), self._device, "the VAE")
+            self._vae, where = load_where_it_fits(self._load, self._device, "the VAE")
             self._rung = 0
             if where != self._device:
                 self._failed.update(dict.fromkeys(range(len(self._rungs) - 1), 0))
         for how in self._rungs[self._rung + 1 : rung + 1]:
             if how == ON_CPU:
-                self._vae = self._vae.to(ON_CPU)
-                free_memory()
+                _to_cpu(self._vae)
             else:
                 self._family.save_vae_memory(self._vae, how)
         self._rung = rung
         return self._vae
+
+    def _load(self, device: torch.device) -> Any:
+        def load(device: torch.device) -> Any:
+            return self._family.load_vae(self._config, device)
+
+        return _load(load, self._config, device, offloaded=self._config.group_offload_vae)
 
     def _remember(self, rung: int, clips: Sequence[torch.Tensor]) -> None:
         free_memory()
@@ -192,6 +196,38 @@ class LatentEncoder:
         )
 
 
+def load_text_encoder(config: TrainConfig, family: Family) -> Any:
+    """Tokenizer and text encoder on the run's device, or on the CPU when they do not fit."""
+
+    def load(device: torch.device) -> Any:
+        return family.load_text_encoder(config, device)
+
+    return load_where_it_fits(
+        lambda device: _load(load, config, device, offloaded=config.group_offload_text_encoder),
+        run_device(config),
+        "the text encoder",
+    )[0]
+
+
+def _load(
+    load: Callable[[torch.device], Loaded], config: TrainConfig, device: torch.device, *, offloaded: bool
+) -> Loaded:
+    """What `load` loads on `device`, or offloaded to compute there."""
+    if not offloaded:
+        return load(device)
+    from tunerkit.memory.offload_encode import load_offloaded
+
+    return load_offloaded(load, config, device)
+
+
+def _to_cpu(loaded: Any) -> None:
+    """Move a model to the CPU, offloaded or not."""
+    from tunerkit.memory.offload_encode import stay_on_cpu
+
+    stay_on_cpu(loaded)
+    free_memory()
+
+
 def encode_texts(
     encoder: Any, family: Family, config: TrainConfig, texts: Sequence[str], kind: TextKind
 ) -> list[dict[str, torch.Tensor]]:
@@ -213,8 +249,7 @@ def encode_texts(
         parts = (texts[:middle], texts[middle:])
         return [tensors for part in parts for tensors in encode_texts(encoder, family, config, part, kind)]
     logger.warning("out of memory while encoding a caption: the text encoder goes to the CPU, which is slower")
-    encoder.to(ON_CPU)
-    free_memory()
+    _to_cpu(encoder)
     return encode_texts(encoder, family, config, texts, kind)
 
 
@@ -311,5 +346,10 @@ def _failure(error: Exception) -> EncodingError:
 
 
 def _described(rung: str, clips: int) -> str:
-    ways = {"": "the settings as given", "tiled": "tiling", "chunked": "chunks of time", ON_CPU: "the VAE on the CPU"}
+    ways = {
+        "": "the settings as given",
+        "in parts": "a frame at a time",
+        "tiled": "tiling",
+        ON_CPU: "the VAE on the CPU",
+    }
     return f"{ways.get(rung, rung)}, {clips} at a time"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family, TextKind
 
-FALLBACKS = ("tiled", "chunked", "cpu")
+FALLBACKS = ("in parts", "tiled", "cpu")
 """Ways of encoding a clip when memory is short, in the order they are tried; part of the entry's name."""
 
 

@@ -39,7 +39,7 @@ class CacheResult:
     """What `build_cache` did, in texts and samples. `reused` ones were there already, or another process made them
     meanwhile; samples of equal content share an entry, and all count as encoded when it is made.
 
-    `fallbacks` counts the clips that were encoded in less memory than configured, by how ("tiled", "cpu").
+    `fallbacks` counts the clips that were encoded in less memory than configured, by how ("in parts", "tiled", "cpu").
     """
 
     texts_encoded: int = 0

@@ -54,7 +54,7 @@ class EntryNamer:
 
         Args:
             sample: what is taken of a file.
-            fallback: how memory was saved to encode it at all (`"tiled"`, `"chunked"`, `"cpu"`); empty = as configured.
+            fallback: how memory was saved to encode it at all, see `entries.FALLBACKS`; empty = as configured.
         """
         source = sample.source
         name = self._latents.copy()

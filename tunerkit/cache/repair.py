@@ -16,14 +16,14 @@ from tunerkit.cache.encode import (
     encode_sounds,
     encode_texts,
     load_audio_vae,
-    load_where_it_fits,
+    load_text_encoder,
     mask_weights,
     sound_waveform,
 )
 from tunerkit.cache.write_behind import USE_ANOTHER_FOLDER, folder_in_the_way
 from tunerkit.data.decode import decode
 from tunerkit.data.probe import content_digest
-from tunerkit.devices import free_memory, run_device
+from tunerkit.devices import free_memory
 from tunerkit.errors import TunerkitError
 
 if TYPE_CHECKING:
@@ -157,9 +157,7 @@ def rebuild_text(
         text if len(text) <= 60 else f"{text[:57]}...",
         cache.text_store.path(cache.namer.text(text, kind)),
     )
-    encoder, _ = load_where_it_fits(
-        lambda device: family.load_text_encoder(config, device), run_device(config), "the text encoder"
-    )
+    encoder = load_text_encoder(config, family)
     try:
         [tensors] = encode_texts(encoder, family, config, [text], kind)
     finally:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tunerkit.config.fields import Settings
     from tunerkit.config.settings import TrainConfig
 
-_OFFLOAD = "layers stay on the device"
-_SWAP = "blocks stay on the device"
 _RAM = "weights stay on the device"
 _CREPA = "no alignment term is added to the loss"
 _ROLLOUT = "every sample starts from the clip's own latents"
@@ -26,7 +24,6 @@ _FSDP = "the model is not sharded"
 _TRACKER = "metrics.jsonl in output_dir holds every step"
 _HUB = "results stay in output_dir"
 _PREVIEW = "a video is shown when it is finished"
-_QUANTISED = "weights keep the mixed_precision dtype"
 _CACHE = "everything is encoded once, before the first step"
 _DENSITY = "timesteps follow the family's official density"
 _LOSS = "the loss is the family's official one"
@@ -42,27 +39,8 @@ INACTIVE: dict[str, str] = {
     "pretrained_transformer_model_name_or_path": "the base model's own transformer is used",
     "pretrained_transformer_subfolder": "the base model's own transformer is used",
     # memory: quantisation
-    "base_model_default_dtype": _QUANTISED,
-    "quantize_via": "nothing is quantised",
-    "quantize_activations": "nothing is quantised",
-    "quantization_config": "nothing is quantised",
-    "text_encoder_1_precision": "the text encoder is not quantised",
-    "text_encoder_2_precision": "the text encoder is not quantised",
-    "text_encoder_3_precision": "the text encoder is not quantised",
-    "text_encoder_4_precision": "the text encoder is not quantised",
-    # memory: VAE
-    "vae_enable_patch_conv": "use vae_enable_tiling to save memory",
-    "vae_enable_temporal_roll": "use vae_enable_tiling to save memory",
+    "quantization_config": "base_model_precision alone says how weights are quantised",
     # memory: offloading
-    "enable_group_offload": _OFFLOAD,
-    "group_offload_type": _OFFLOAD,
-    "group_offload_blocks_per_group": _OFFLOAD,
-    "group_offload_use_stream": _OFFLOAD,
-    "group_offload_to_disk_path": _OFFLOAD,
-    "group_offload_text_encoder": _OFFLOAD,
-    "group_offload_vae": _OFFLOAD,
-    "musubi_blocks_to_swap": _SWAP,
-    "musubi_block_swap_device": _SWAP,
     "ramtorch": _RAM,
     "ramtorch_target_modules": _RAM,
     "ramtorch_transformer_percent": _RAM,
@@ -145,11 +123,9 @@ INACTIVE: dict[str, str] = {
     "scheduled_sampling_reflexflow_beta2": _ROLLOUT,
     # optimizer
     "optimizer_release_gradients": "the optimizer steps after the backward pass",
-    "optimizer_cpu_offload_method": "optimizer state stays on the device",
     "optimizer_offload_gradients": "gradients stay on the device",
     "lr_scale": "learning_rate is used as it is written",
     "lr_scale_sqrt": "learning_rate is used as it is written",
-    "ema_cpu_only": "ema_device says where the average is kept",
     # data
     "vae_cache_ondemand": _CACHE,
     "vae_cache_disable": _CACHE,
@@ -263,11 +239,6 @@ def _is_active(settings: Settings, key: str) -> bool:
 
 
 REFUSED: dict[str, tuple[Iterable[Any], str, str]] = {
-    "base_model_precision": (
-        ("no_change",),
-        "this version trains the unquantised base only",
-        "write no_change; with too little memory, use a smaller model, fewer frames or a lower resolution",
-    ),
     "lora_type": (("standard",), "this version trains standard LoRA adapters only", "write standard"),
 }
 """Settings that cannot be left without effect: setting -> (values that are fine, what is wrong, fix)."""

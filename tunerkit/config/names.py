@@ -176,6 +176,7 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "vae_dtype": {"default": "none", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"},
     "lr_scheduler": {"cosine_annealing": "cosine", "warmup": "constant_with_warmup"},
     "ema_device": {"cuda": "accelerator", "gpu": "accelerator"},
+    "optimizer_cpu_offload_method": {"torchao": "cpu"},
     "crop_style": {"centre": "center"},
     "resolution_type": {"pixels": "pixel", "megapixels": "area"},
 }

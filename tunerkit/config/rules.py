@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from tunerkit.config.choices import OPTIMIZERS
 from tunerkit.config.inactive import refused_problems
+from tunerkit.config.memory_rules import offload_notes, offload_problems, state_problems
 from tunerkit.config.paths import dataset_path_key
+from tunerkit.config.precisions import precision_notes, precision_problems
 from tunerkit.config.problems import choice_fix, entry_key
 from tunerkit.config.translate import WAVES
 from tunerkit.errors import Note, Problem
@@ -33,6 +35,9 @@ def problems_between(config: TrainConfig) -> list[Problem]:
         *_names(config),
         *_validation(config),
         *refused_problems(config),
+        *precision_problems(config),
+        *offload_problems(config),
+        *state_problems(config),
         *_entries(config),
         *_probabilities(config),
         *_cache_folders(config),
@@ -59,6 +64,8 @@ def advice(config: TrainConfig) -> Iterator[Note]:
         yield Note("lr_warmup_steps", "lr_scheduler = constant has no warmup; constant_with_warmup has one")
     if config.delete_quarantined_files and not config.delete_problematic_images:
         yield Note("delete_quarantined_files", "has no effect without delete_problematic_images, which keeps the list")
+    yield from precision_notes(config)
+    yield from offload_notes(config)
     for index, dataset in enumerate(config.datasets):
         if dataset.has_clips:
             yield from _idle_settings(dataset, entry_key("datasets", index))

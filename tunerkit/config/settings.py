@@ -123,6 +123,11 @@ class TrainConfig(
         return any(dataset.takes_sound for dataset in self.media_datasets)
 
     @property
+    def vae_works_in_parts(self) -> bool:
+        """Whether the VAE runs a few frames at a time."""
+        return self.vae_enable_patch_conv or self.vae_enable_temporal_roll
+
+    @property
     def output_path(self) -> Path:
         """The absolute output folder.
 

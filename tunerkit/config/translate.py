@@ -14,6 +14,7 @@ from typing import Any
 from tunerkit.config.dataset_document import CLIP_TYPES
 from tunerkit.config.fields import Kind, converted
 from tunerkit.config.names import INHERITED, OPTIMIZER_ALIASES, VALUE_ALIASES
+from tunerkit.config.precisions import BASE, TEXT, translate_precision
 from tunerkit.config.problems import entry_key
 from tunerkit.errors import Note
 
@@ -110,15 +111,8 @@ def _schedule(values: Values) -> Iterator[Note]:
         )
 
 
-def _base_precision(values: Values) -> Iterator[Note]:
-    given = values["base_model_precision"]
-    if str(given).strip().casefold() in ("bf16", "fp16", "fp32", "no", "none", "bfloat16", "float32", "null"):
-        values["base_model_precision"] = "no_change"
-        if given is not None:
-            yield Note(
-                "base_model_precision",
-                f"{given} names no quantisation: read as no_change; the base model has the dtype of mixed_precision",
-            )
+def _precision(key: str) -> Callable[[Values], Iterator[Note]]:
+    return lambda values: translate_precision(values, key)
 
 
 def _optimizer(values: Values) -> Iterator[Note]:
@@ -202,7 +196,7 @@ def _write_batches(values: Values) -> Iterator[Note]:
 
 
 _CHANGES: dict[str, Callable[[Values], Iterator[Note]]] = {
-    "base_model_precision": _base_precision,
+    **{key: _precision(key) for key in (BASE, *TEXT)},
     "delete_problematic_images": _quarantine,
     "delete_unwanted_images": _unwanted,
     "max_train_steps": _lengths("max_train_steps"),

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 TextKind = Literal["positive", "negative"]
 Component = Literal["text", "vae", "audio_vae", "transformer"]
 FirstFrameMethod = Literal["in_place", "channels"]
+PublishedComponent = Literal[
+    "transformer", "vae", "audio_vae", "connectors", "vocoder", "text_encoder", "text_encoder_2"
+]
+"""Sub-folders of a published checkpoint that hold weights."""
+PARTS_RECIPE = 1
+"""Version of the computation in parts (`tunerkit.memory.vae_parts`): it changes when a fault in it has been mended."""
 
 
 @dataclass(frozen=True)
@@ -189,15 +195,20 @@ class Family(ABC):
     """Sub-folders of a checkpoint that each component is made of."""
     sound: ClassVar[SoundFormat | None] = None
     """The waveform of the family's audio VAE; None where the model makes no sound."""
-    vae_fallbacks: ClassVar[tuple[str, ...]] = ("tiled",)
+    vae_fallbacks: ClassVar[tuple[str, ...]] = ("in parts", "tiled")
     """Ways to encode in less memory that `save_vae_memory` knows, in the order in which they are tried, each on top of
-    those before: "tiled" (the picture in overlapping tiles), "chunked" (the clip in pieces of time; only for VAEs
-    that do not work so anyway). They change the latents a little, so they are part of a cache entry's name."""
+    those before: "in parts" (a frame at a time through the layers, with the same result), "tiled" (the picture in
+    overlapping tiles, which changes the latents a little). They are part of a cache entry's name."""
 
     first_frame_methods: ClassVar[tuple[FirstFrameMethod, ...]] = ("in_place",)
     """Ways to give the first frame that the model can learn; the one of the released pipelines first."""
     latent_formula: ClassVar[str]
     """How a latent follows from the mode of the VAE's posterior; part of a cache entry's name."""
+    text_encoders: ClassVar[int] = 1
+    """How many text encoders the model has."""
+    unquantised: ClassVar[tuple[str, ...]] = ()
+    """Parts of names of linear layers inside the blocks that a quantised base model keeps in full: small ones that
+    steer much. What is outside of the blocks (projections in and out, embeddings, modulation) always is."""
     encodes_first_frame: ClassVar[bool] = False
     """Whether the first frame of a clip alone has other latents than within the clip, so that image to video, which has
     nothing but the image when a video is made, is trained from the latents of the image alone."""
@@ -243,6 +254,34 @@ class Family(ABC):
             ModelError: naming the setting, what was found and what is needed.
         """
 
+    @abstractmethod
+    def published_components(self, flavour: str) -> Mapping[PublishedComponent, Mapping[str, Any]]:
+        """What the configuration of every component of a flavour has other than its class by default.
+
+        Args:
+            flavour: a name of `flavours` that can be trained.
+        """
+
+    def published_config(self, flavour: str, component: PublishedComponent) -> Mapping[str, Any]:
+        """What `config.json` of a component of a published checkpoint holds; no file is read.
+
+        Args:
+            flavour: a name of `flavours` or an alias.
+
+        Raises:
+            ValueError: there is no such flavour, it cannot be trained, or it has no such component.
+        """
+        from tunerkit.families.published import complete
+
+        known = self.flavour(flavour)
+        if known is None or self.flavours[known].refused:
+            trainable = ", ".join(name for name, one in self.flavours.items() if not one.refused)
+            raise ValueError(f"{flavour!r} is no flavour of {self.title} that can be trained ({trainable})")
+        components = self.published_components(known)
+        if component not in components:
+            raise ValueError(f"{self.title} has no {component}, only {', '.join(components)}")
+        return complete(components[component])
+
     def identity(self, config: TrainConfig, component: Component) -> dict[str, Any]:
         """What names the weights of a component in a cache key: equal weights give equal identities.
 
@@ -284,6 +323,7 @@ class Family(ABC):
             "recipe": 1,
             "dtype": config.vae_dtype,
             "tiling": config.vae_enable_tiling,
+            **({"parts": PARTS_RECIPE} if config.vae_works_in_parts else {}),
             "normalised": self.latent_formula,
             **({"first_frame": "also alone"} if self.encodes_first_frame else {}),
         }
@@ -298,8 +338,16 @@ class Family(ABC):
 
     @staticmethod
     def _ready(vae: Any, config: TrainConfig, device: torch.device) -> Any:
-        """A loaded VAE, frozen, on `device`, tiled and sliced as the settings say."""
+        """A loaded VAE, frozen, on `device`, tiled, sliced and working in parts as the settings say.
+
+        Raises:
+            ModelError: it cannot work in parts.
+        """
         vae.requires_grad_(False)
+        if config.vae_works_in_parts:
+            from tunerkit.memory.vae_parts import work_as_configured
+
+            work_as_configured(vae, config)
         if config.vae_enable_tiling:
             vae.enable_tiling()
         if config.vae_enable_slicing:
@@ -327,9 +375,15 @@ class Family(ABC):
         Raises:
             ValueError: `how` is not known.
         """
-        if how != "tiled":
+        if how not in self.vae_fallbacks:
             raise ValueError(f"{self.name} does not know the fallback {how!r}")
-        vae.enable_tiling()
+        if how == "tiled":
+            vae.enable_tiling()
+            return
+        from tunerkit.memory.vae_parts import obstacle, work_in_parts
+
+        if not obstacle(vae):  # else it works as before, and what comes next is tried
+            work_in_parts(vae, smallest=True)
 
     # Sound: only for families with `sound` ----------------------------------------------------------------------
 
@@ -349,7 +403,21 @@ class Family(ABC):
 
     @abstractmethod
     def load_transformer(self, config: TrainConfig, dtype: torch.dtype) -> Any:
-        """Load the diffusion transformer on the CPU in `dtype`."""
+        """Load the diffusion transformer in `dtype` to where it trains, in RAM where parts of it are offloaded; its
+        `quantised_layers` in `base_model_precision`."""
+
+    def quantised_layers(self, transformer: Any) -> list[str]:
+        """Names of the linear layers that a quantised base model holds quantised."""
+        from torch.nn import Linear
+
+        inside = {id(module) for block in self.blocks(transformer) for module in block.modules()}
+        return [
+            name
+            for name, module in transformer.named_modules()
+            if isinstance(module, Linear)
+            and id(module) in inside
+            and not any(part in name for part in self.unquantised)
+        ]
 
     @abstractmethod
     def blocks(self, transformer: Any) -> list[Any]:

@@ -114,28 +114,21 @@ def load_component(
     with readable(model, setting, what):
         loaded, info = loader.from_pretrained(model, output_loading_info=True, **arguments)
     missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in unused))
-    if missing:
-        raise ModelError(
-            f"{setting} = {model!r}: the {what}'s files lack {len(missing)} weights ({missing[0]}, ...). Fix: download "
-            "the checkpoint again"
-        )
+    require_all(missing, Source(model, setting, None), what)
     return loaded
 
 
-def load_transformer(loader: Any, config: TrainConfig, dtype: torch.dtype, **arguments: Any) -> Any:
-    """The base model's transformer on the CPU; `arguments` replace values of its configuration."""
-    source = base_source(config)
-    return load_component(
-        loader,
-        source.model,
-        source.setting,
-        "transformer",
-        subfolder="transformer",
-        revision=source.revision,
-        variant=config.variant,
-        dtype=dtype,
-        **arguments,
-    )
+def require_all(missing: Sequence[str], source: Source, what: str) -> None:
+    """No weight may be missing.
+
+    Raises:
+        ModelError: naming the first.
+    """
+    if missing:
+        raise ModelError(
+            f"{source.setting} = {source.model!r}: the {what}'s files lack {len(missing)} weights ({missing[0]}, ...). "
+            "Fix: download the checkpoint again"
+        )
 
 
 def load_vae(loader: Any, config: TrainConfig, dtype: torch.dtype) -> Any:

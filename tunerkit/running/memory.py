@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunerkit.errors import TunerkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tunerkit.config.settings import TrainConfig
 
+logger = logging.getLogger("tunerkit")
+
+PLANNING_SECONDS = 60.0
+"""How long whoever has run out of memory waits for better advice, at most."""
+_GIB = 2**30
 _FEWER_FRAMES = 0.61
 """Roughly the step between the frame counts people train with: 121, 73; 81, 49; 49, 29."""
 _EDGES = (128, 160, 192, 256, 320, 384, 480, 512, 576, 640, 704, 768, 896, 1024)
@@ -65,11 +74,74 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_hint(config: TrainConfig) -> str:
-    """What to change in resolved settings so that they need less memory: the first thing that can be, and the next."""
+    """What to change in resolved settings so that they need less memory.
+
+    On a GPU that is what a plan for its memory finds; where there is none, the first thing that can be changed, and the
+    next. Whatever goes wrong meanwhile goes no further.
+    """
+    if hint := _planned_hint(config):
+        return hint
     ways = list(_ways(config))
     if not ways:
         return "use a GPU with more memory, or a smaller model"
     return ways[0] if len(ways) == 1 else f"{ways[0]}; if that is not enough, {ways[1]}"
+
+
+def _planned_hint(config: TrainConfig) -> str:
+    """What makes a run fit its GPU by a plan; empty where it fits as it is, or cannot be planned in time."""
+    try:
+        total = _gpu_memory(config)
+        if total is None:
+            return ""
+        # Not at the top: planning goes through the code of training, which imports this module.
+        from tunerkit.planning.planner import plan
+
+        with _at_most(PLANNING_SECONDS):
+            changes = plan(config, total / _GIB).changes
+    except Exception as error:  # only the advice is lost
+        logger.debug("no plan: %s", error)
+        return ""
+    if not changes or not changes[-1].fits:
+        return ""
+    ways = "; ".join(f"set {_written(change.settings)} ({change.meaning})" for change in changes)
+    return f"{ways}: by its plan, the run then takes {changes[-1].plan.peak / _GIB:.1f} of {total / _GIB:.1f} GiB"
+
+
+def _gpu_memory(config: TrainConfig) -> int | None:
+    """Bytes of the memory of the GPU that a run is on; None on another device."""
+    from tunerkit.devices import run_device
+
+    device = run_device(config)
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Ends what computes with tensors inside, also with those without content, after this time.
+
+    Raises:
+        TimeoutError: the time is over.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    end = time.monotonic() + seconds
+
+    class Deadline(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if time.monotonic() > end:
+                raise TimeoutError(f"not done after {seconds:g} s")
+            return func(*args, **(kwargs or {}))
+
+    with Deadline():
+        yield
+
+
+def _written(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {json.dumps(value, default=str)}" for name, value in settings.items())
 
 
 def _ways(config: TrainConfig) -> Iterator[str]:

@@ -8,10 +8,13 @@ forward; whether the block is then checkpointed is this runner's choice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from tunerkit.memory.offload import Offloader
 
 
 class BlockRunner:
@@ -22,12 +25,29 @@ class BlockRunner:
         checkpointing: keep only block inputs in the forward pass and recompute the rest in backward: less memory, one
             more forward of compute. Gradients are identical.
         random_inside: whether blocks draw random numbers (dropout), so that the recomputation must repeat them.
+        offloader: what brings the blocks' weights, in the recomputation as well; needs checkpointing, since autograd
+            would hold all weights from the forward pass on.
+
+    Raises:
+        ValueError: there is an offloader and no checkpointing.
     """
 
-    def __init__(self, blocks: Sequence[torch.nn.Module], *, checkpointing: bool, random_inside: bool = False) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[torch.nn.Module],
+        *,
+        checkpointing: bool,
+        random_inside: bool = False,
+        offloader: Offloader | None = None,
+    ) -> None:
+        if offloader is not None and not checkpointing:
+            raise ValueError("weights can be offloaded only where blocks are checkpointed")
         self.index = {id(block): number for number, block in enumerate(blocks)}
         self.checkpointing = checkpointing
         self.random_inside = random_inside
+        self._offloaded: dict[str, Any] = (
+            {} if offloader is None else {"context_fn": offloader.around_recomputation, "early_stop": False}
+        )
 
     def install(self, transformer: Any) -> None:
         """Make `transformer` call this runner for each block whenever gradients are enabled."""
@@ -36,4 +56,10 @@ class BlockRunner:
     def __call__(self, block: torch.nn.Module, *arguments: Any) -> Any:
         if not self.checkpointing:
             return block(*arguments)
-        return checkpoint(block.__call__, *arguments, use_reentrant=False, preserve_rng_state=self.random_inside)
+        return checkpoint(
+            block.__call__,
+            *arguments,
+            use_reentrant=False,
+            preserve_rng_state=self.random_inside,
+            **self._offloaded,
+        )

@@ -11,6 +11,7 @@ import torch
 
 from tunerkit.draws import derived_seed
 from tunerkit.errors import NonFiniteLossError
+from tunerkit.memory.offload_groups import place_transformer
 from tunerkit.training.batches import Drawn
 from tunerkit.training.blocks import BlockRunner
 from tunerkit.training.ema import EMA
@@ -54,13 +55,16 @@ class Engine:
             add_adapter(transformer, family, config)
             if config.lora_init_type in ("pissa", "olora"):
                 self.initial_adapter = {k: v.clone() for k, v in adapter_state(transformer).items()}
-        self.transformer = transformer.to(device)
+        self.transformer = transformer
+        blocks = family.blocks(transformer)
+        self.offloader = place_transformer(transformer, blocks, config, device)
         self.weights = TrainedWeights(self.transformer, config)
         self._random = config.lora_dropout > 0
         BlockRunner(
-            family.blocks(self.transformer),
+            blocks,
             checkpointing=config.gradient_checkpointing,
             random_inside=self._random,
+            offloader=self.offloader,
         ).install(self.transformer)
         self.optimizer = build_optimizer(config, self.weights.optimized.values())
         self.ema = self._make_ema()

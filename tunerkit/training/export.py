@@ -253,3 +253,4 @@ def read_lora(engine: Engine, path: str | Path) -> None:
         {key.removeprefix(prefix): value for key, value in state.items()},
         f"init_lora = {path}",
     )
+    engine.weights.adopt()

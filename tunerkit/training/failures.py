@@ -50,18 +50,18 @@ def explained_memory(config: TrainConfig, release: Callable[[], object] = lambda
     Raises:
         OutOfMemoryError: instead of what torch raised.
     """
-    told: OutOfMemoryError | None = None
+    reason = ""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        told = OutOfMemoryError(_first_line(error), memory_hint(config))
+        reason = _first_line(error)
         forget_frames(error)
-    if told is not None:
+    if reason:
         release()
         free_memory()
-        raise told
+        raise OutOfMemoryError(reason, memory_hint(config))
 
 
 def forget_frames(error: BaseException) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunerkit import families
+from tunerkit.config.precisions import is_quantised
 from tunerkit.errors import CheckpointError
 from tunerkit.files import read_json, write_json
 from tunerkit.training.export import write_diffusers_lora
@@ -39,6 +40,7 @@ _SHOULD_MATCH = (
     "samples",
     "learning_rate",
     "precision",
+    "quantised",
     "attention",
     "conditioning",
     "sound",
@@ -76,6 +78,7 @@ class Fingerprint:
                 "samples": {"clips": len(samples), "content": digest.hexdigest()},
                 "learning_rate": _rate_facts(config),
                 "precision": config.mixed_precision,
+                "quantised": _quantised_facts(config),
                 "attention": None if config.sparse_attention else "dense",
                 "conditioning": _conditioning_facts(config),
                 "sound": _sound_facts(config),
@@ -113,6 +116,13 @@ def _conditioning_facts(config: TrainConfig) -> list[Any]:
     method = config.first_frame_conditioning_method
     named = [] if method == "in_place" else [method]
     return [config.caption_dropout_probability, config.first_frame_conditioning_probability, *named]
+
+
+def _quantised_facts(config: TrainConfig) -> list[Any] | None:
+    """How the base model is quantised; None where it is not."""
+    if not is_quantised(config):
+        return None
+    return [config.base_model_precision, config.base_model_default_dtype]
 
 
 def _sound_facts(config: TrainConfig) -> list[Any] | None:
@@ -163,6 +173,7 @@ def _words(key: str) -> str:
         "samples": "the set of clips, sizes or captions",
         "learning_rate": "learning rate settings",
         "precision": "mixed_precision",
+        "quantised": "base_model_precision or base_model_default_dtype",
         "attention": "sparse_attention",
         "conditioning": "caption dropout or first-frame conditioning",
         "sound": "the sound settings (audio_loss_weight, audio_sigma, sound_conditioning_probability)",

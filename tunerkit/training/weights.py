@@ -7,6 +7,7 @@ parts that compute in float32 on purpose (linear attention sums, for one) stay i
 - Full fine-tuning in bf16 or fp16: the live weights are 16 bit; the optimizer works on float32 masters that are copied
   into them after each step. Optimizers that round stochastically or compensate (adamw_bf16, optimi-*) work on the live
   weights themselves and need no masters.
+- With `optimizer_cpu_offload_method` the optimizer works on copies in RAM, where its state is then as well.
 """
 
 from __future__ import annotations
@@ -133,11 +134,11 @@ def load_adapter_state(transformer: Any, state: Mapping[str, torch.Tensor], sour
 
 
 class TrainedWeights:
-    """The parameters that an optimizer step changes, with float32 masters where the live weights need them.
+    """The parameters that an optimizer step changes, with masters where it cannot work on the live weights.
 
     Attributes:
         live: name -> parameter of the transformer.
-        optimized: name -> parameter the optimizer holds: the live one, or its float32 master.
+        optimized: name -> parameter the optimizer holds: the live one, or its master.
     """
 
     def __init__(self, transformer: Any, config: TrainConfig) -> None:
@@ -147,12 +148,16 @@ class TrainedWeights:
             name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad
         }
         rounds_itself = config.optimizer.startswith(_OWN_ROUNDING)
-        self.optimized = {
-            name: parameter
-            if parameter.dtype == torch.float32 or (rounds_itself and parameter.dtype == torch.bfloat16)
-            else torch.nn.Parameter(parameter.detach().float())
-            for name, parameter in self.live.items()
-        }
+        in_ram = config.optimizer_cpu_offload_method != "none"
+
+        def optimized(live: torch.nn.Parameter) -> torch.nn.Parameter:
+            keeps = live.dtype == torch.float32 or (rounds_itself and live.dtype == torch.bfloat16)
+            dtype = live.dtype if keeps else torch.float32
+            if in_ram:
+                return torch.nn.Parameter(live.detach().to("cpu", dtype, copy=True))
+            return live if keeps else torch.nn.Parameter(live.detach().to(dtype))
+
+        self.optimized = {name: optimized(parameter) for name, parameter in self.live.items()}
         self._masters = [
             (parameter, self.optimized[name])
             for name, parameter in self.live.items()
@@ -161,7 +166,7 @@ class TrainedWeights:
 
     @property
     def has_masters(self) -> bool:
-        """Whether the optimizer works on float32 copies rather than on the live weights."""
+        """Whether the optimizer works on copies rather than on the live weights."""
         return bool(self._masters)
 
     @property
@@ -170,9 +175,9 @@ class TrainedWeights:
         return sum(parameter.numel() for parameter in self.live.values())
 
     def gather_gradients(self) -> None:
-        """Move the live gradients to the masters, in float32."""
+        """Move the live gradients to the masters, in their precision."""
         for parameter, master in self._masters:
-            master.grad = None if parameter.grad is None else parameter.grad.float()
+            master.grad = None if parameter.grad is None else parameter.grad.to(master)
             parameter.grad = None
 
     @torch.no_grad()
@@ -180,6 +185,12 @@ class TrainedWeights:
         """Copy the masters into the live weights, rounding to nearest."""
         for parameter, master in self._masters:
             parameter.copy_(master)
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Copy the live weights into the masters, after something else changed them."""
+        for parameter, master in self._masters:
+            master.copy_(parameter)
 
     def zero_gradients(self) -> None:
         for parameter in (*self.live.values(), *self.optimized.values()):

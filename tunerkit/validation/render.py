@@ -188,7 +188,7 @@ class Renderer:
         except (torch.OutOfMemoryError, MemoryError) as error:
             logger.warning(
                 "validation at step %d ran out of memory (%s); training goes on. Lower validation_resolution or "
-                "validation_num_video_frames, or set vae_enable_tiling = true",
+                "validation_num_video_frames, or set vae_enable_temporal_roll or vae_enable_tiling",
                 step,
                 str(error).splitlines()[0] if str(error) else type(error).__name__,
             )

@@ -19,6 +19,7 @@ from tunerkit_widgets.dataset_browser import DatasetBrowser
 from tunerkit_widgets.gallery import ValidationGallery
 from tunerkit_widgets.history import TrainingHistory, smoothed, tenths
 from tunerkit_widgets.loss_plot import loss_png
+from tunerkit_widgets.plan_view import show_plan
 from tunerkit_widgets.projects import guided_form, new_project
 from tunerkit_widgets.run_list import RunList
 from tunerkit_widgets.setup_form import SetupForm
@@ -51,6 +52,7 @@ __all__ = [
     "new_project",
     "quiet_libraries",
     "show_files",
+    "show_plan",
     "show_sound",
     "show_videos",
     "smoothed",

@@ -57,14 +57,15 @@ class TrainingDashboard:
 
     Args:
         run: as from `tk.start` or `tk.attach`.
+        plan: as from `tk.plan`, to show its memory beside what the run takes.
 
     Attributes:
         widget: None where nobody can click.
     """
 
-    def __init__(self, run: WatchedRun) -> None:
+    def __init__(self, run: WatchedRun, plan: tk.Plan | None = None) -> None:
         self.run = run
-        self.reader = RunReader(run)
+        self.reader = RunReader(run, plan)
         self._live = self._superseded = False
         self._handles: list[Any] = []
         self._view: DashboardView | None = None
@@ -219,20 +220,24 @@ class Follower(Protocol):
     def close(self) -> None: ...
 
 
-def _follower(run: WatchedRun) -> Follower:
-    return PlainLines(run) if headless() else TrainingDashboard(run)
+def _follower(run: WatchedRun, plan: tk.Plan | None) -> Follower:
+    return PlainLines(run, plan=plan) if headless() else TrainingDashboard(run, plan)
 
 
-async def follow(run: WatchedRun) -> None:
+async def follow(run: WatchedRun, plan: tk.Plan | None = None) -> None:
     """Show a run until it ends: `await tw.follow(run)` in a cell, where the buttons work meanwhile.
 
     An interrupt ends the view and not the training. Where nobody can click, plain lines are printed, then the curves
     and the last videos.
 
+    Args:
+        run: as from `tk.start` or `tk.attach`.
+        plan: as from `tk.plan`, to show its memory beside what the run takes.
+
     Raises:
         RunFailedError: the training failed or its process died.
     """
-    follower = _follower(run)
+    follower = _follower(run, plan)
     follower.open()
     try:
         await run.finished(on_change=follower.tick, every=EVERY_SECONDS)
@@ -244,13 +249,13 @@ async def follow(run: WatchedRun) -> None:
         follower.close()
 
 
-def follow_blocking(run: WatchedRun) -> None:
+def follow_blocking(run: WatchedRun, plan: tk.Plan | None = None) -> None:
     """As `follow`, for programs and cells without `await`; there the buttons work only on some kernels.
 
     Raises:
         RunFailedError: the training failed or its process died.
     """
-    follower = _follower(run)
+    follower = _follower(run, plan)
     follower.open()
     try:
         while (status := run.status).state not in ENDED:

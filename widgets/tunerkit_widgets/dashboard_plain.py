@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 
+import tunerkit as tk
 from tunerkit_widgets.dashboard_run import ENDED, STARTING, RunReader, Status, WatchedRun
 from tunerkit_widgets.dashboard_words import attach_words, closing_words, progress_line
 from tunerkit_widgets.loss_plot import loss_png
@@ -24,17 +25,20 @@ class PlainLines:
     Args:
         run: what to follow.
         clock: seconds, for tests.
+        plan: as from `tk.plan`, to tell its memory beside what the run took.
     """
 
-    def __init__(self, run: WatchedRun, clock: Callable[[], float] = time.monotonic) -> None:
-        self._run, self._clock = run, clock
+    def __init__(
+        self, run: WatchedRun, clock: Callable[[], float] = time.monotonic, plan: tk.Plan | None = None
+    ) -> None:
+        self._run, self._clock, self._plan = run, clock, plan
         self._spoken = self._spoken_part = float("-inf")
         self._doing = ""
         self._warned = 0
 
     def open(self) -> None:
         """Say what is followed, and where it stands."""
-        self._reader = RunReader(self._run)
+        self._reader = RunReader(self._run, self._plan)
         self._rounds = self._shown_round()
         print(text("dashboard.following", folder=self._run.output_dir))
         self._say_progress()

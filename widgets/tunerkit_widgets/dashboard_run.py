@@ -91,10 +91,12 @@ class RunReader:
         warnings: texts of the latest warnings of this process.
         event: number of the newest event.
         saved_step: step of the newest checkpoint that was reported; None before.
+        planned: most bytes of the GPU's memory that a plan of the run says; None = there is no plan.
     """
 
-    def __init__(self, run: WatchedRun) -> None:
+    def __init__(self, run: WatchedRun, plan: tk.Plan | None = None) -> None:
         self.run = run
+        self.planned = plan and plan.peak
         self._session: tuple[object, ...] | None = None
         self.read()
 

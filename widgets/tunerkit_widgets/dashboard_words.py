@@ -73,7 +73,7 @@ def facts(reader: RunReader) -> list[Fact]:
     status = reader.status
     found = [_loss(reader), _number("dashboard.lr", reader.lr, ".2e"), _speed(status), _time(reader)]
     if status.memory_used is not None:
-        found.append(_memory(status))
+        found.append(_memory(reader))
     if status.disk_free is not None:
         low = status.disk_free < LOW_DISK
         found.append(Fact(text("dashboard.disk"), f"{_gib(status.disk_free)} GiB", bad=low))
@@ -89,7 +89,7 @@ def progress_line(reader: RunReader) -> str:
 
 
 def closing_words(reader: RunReader) -> str:
-    """What became of a run that has ended, and how far the evaluation loss fell."""
+    """What became of a run that has ended, how far the evaluation loss fell, and the memory beside the planned one."""
     status = reader.status
     folder = reader.run.output_dir
     if status.state == "done":
@@ -104,6 +104,8 @@ def closing_words(reader: RunReader) -> str:
         lines.append(
             text("dashboard.evaluation", first=f"{first:.4f}", last=f"{last:.4f}", share=f"{last / first:.0%}")
         )
+    if planned := peak_words(reader):
+        lines.append(f"{text('dashboard.gpu')}: {planned}")
     return "\n".join(lines)
 
 
@@ -228,15 +230,28 @@ def _time(reader: RunReader) -> Fact:
     return Fact(text("dashboard.left"), UNKNOWN if left is None else duration(left))
 
 
-def _memory(status: Status) -> Fact:
-    on_gpu = (status.device or CPU) != CPU
-    details = []
-    if status.memory_peak is not None:
-        details.append(text("dashboard.peak", peak=_gib(status.memory_peak)))
-    if status.memory_total is not None:
-        details.append(text("dashboard.whole", total=_gib(status.memory_total)))
-    label = text("dashboard.gpu" if on_gpu else "dashboard.ram")
+def _memory(reader: RunReader) -> Fact:
+    status = reader.status
+    peak, total = status.memory_peak, status.memory_total
+    if planned := peak_words(reader):
+        details = [planned] if total is None else [f"{planned},", text("dashboard.there", total=_gib(total))]
+    else:
+        details = [] if peak is None else [text("dashboard.peak", peak=_gib(peak))]
+        details += [] if total is None else [text("dashboard.whole", total=_gib(total))]
+    label = text("dashboard.gpu" if _on_gpu(status) else "dashboard.ram")
     return Fact(label, f"{_gib(status.memory_used or 0)} GiB", " ".join(details))
+
+
+def peak_words(reader: RunReader) -> str:
+    """The peak so far beside the planned one; empty without a plan, and where the memory is the machine's."""
+    peak = reader.status.memory_peak
+    if reader.planned is None or peak is None or not _on_gpu(reader.status):
+        return ""
+    return text("dashboard.planned", peak=_gib(peak), planned=_gib(reader.planned))
+
+
+def _on_gpu(status: Status) -> bool:
+    return (status.device or CPU) != CPU
 
 
 def _gib(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -76,6 +76,12 @@ class SampleCount:
     def trust(self, config: tk.TrainConfig) -> None:
         """Let these folders be counted, except those that have to be downloaded."""
         self._folders |= {folder for folder in _folders(config) if not folder.startswith("huggingface:")}
+
+    def known(self, config: tk.TrainConfig | None) -> tuple[Sequence[Any], bool]:
+        """The samples, none where they were not counted; and whether counting needs nobody's word."""
+        counted = self.of(config) if config else None
+        samples = counted.report.samples if counted and counted.report else ()
+        return samples, config is not None and self.trusts(config)
 
     def start(self, config: tk.TrainConfig) -> threading.Thread:
         """Count these resolved settings, next if another count is under way; the thread that does."""

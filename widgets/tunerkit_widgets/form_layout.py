@@ -1,4 +1,4 @@
-"""Which settings a form shows, and where."""
+"""Which settings a form shows, and where; the boxes that they stand in."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import ipywidgets as widgets
+
 import tunerkit as tk
 from tunerkit import SettingInfo, describe
 from tunerkit_widgets.setting_field import UNSET, Options, SettingField
-from tunerkit_widgets.texts import text
+from tunerkit_widgets.texts import language, language_names, text
 
 DATA_FOLDER = "data_folder"
 """The folder of the first dataset: no setting of its own, but what everybody changes first."""
@@ -91,3 +93,36 @@ def _family(name: str | None) -> Any:
         return tk.family(name) if name else None
     except tk.ConfigError:
         return None  # the form says so when it checks the settings
+
+
+# Boxes ---------------------------------------------------------------------------------------------------------
+
+
+def language_field() -> Any:
+    """The choice of a language."""
+    return widgets.Dropdown(
+        options=[(name, code) for code, name in language_names().items()],
+        value=language(),
+        style={"description_width": "auto"},
+    )
+
+
+def folded_groups() -> Any:
+    """An empty box for each group that unfolds, under its name."""
+    groups = widgets.Accordion(children=[widgets.VBox() for _ in FOLDED], selected_index=None)
+    for number, group in enumerate(FOLDED):
+        groups.set_title(number, text(f"group.{group}"))
+    return groups
+
+
+def grid(children: list[Any], least: str = "380px") -> Any:
+    """As many columns of at least this width as the page has room for."""
+    columns = f"repeat(auto-fit, minmax({least}, 1fr))"
+    return widgets.GridBox(children, layout=widgets.Layout(grid_template_columns=columns, grid_gap="2px 16px"))
+
+
+def close_all(widget: Any) -> None:
+    """Take a widget and all inside it off the page and out of the kernel's memory."""
+    for child in getattr(widget, "children", ()):
+        close_all(child)
+    widget.close()

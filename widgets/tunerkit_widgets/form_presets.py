@@ -57,6 +57,13 @@ def _adamw_bf16(value: Value) -> Changes:
     return {"optimizer": "adamw_bf16"} if applies else {}
 
 
+def _int8(value: Value) -> Changes:
+    """Only weights that stay as they are can be rounded, so not those of a full fine-tuning."""
+    applies = value("model_type") == "lora" and value("base_model_precision") == "no_change"
+    refused = value("use_dora") or value("lora_init_type") in ("pissa", "olora", "loftq")
+    return {"base_model_precision": "int8"} if applies and not refused else {}
+
+
 CHECKPOINTING = Saving(
     ("gradient_checkpointing",), _always(gradient_checkpointing=True), "preset.gradient_checkpointing"
 )
@@ -66,10 +73,11 @@ BATCHES = Saving(("train_batch_size", "gradient_accumulation_steps"), _one_by_on
 TILING = Saving(("vae_enable_tiling",), _always(vae_enable_tiling=True), "preset.vae_enable_tiling")
 VAE_PRECISION = Saving(("vae_dtype",), _always(vae_dtype="bf16"), "preset.vae_dtype")
 OPTIMIZER = Saving(("optimizer",), _adamw_bf16, "preset.optimizer")
+QUANTISATION = Saving(("base_model_precision",), _int8, "preset.base_model_precision")
 
 LIGHT = (CHECKPOINTING, SLICING)
 BALANCED = (*LIGHT, PRECISION, BATCHES)
-AGGRESSIVE = (*BALANCED, TILING, VAE_PRECISION, OPTIMIZER)
+AGGRESSIVE = (*BALANCED, TILING, VAE_PRECISION, OPTIMIZER, QUANTISATION)
 PRESETS: Mapping[str, tuple[Saving, ...]] = {"light": LIGHT, "balanced": BALANCED, "aggressive": AGGRESSIVE}
 """From the cheapest to the one that costs most speed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,29 @@ from tunerkit_widgets.form_count import SampleCount, length
 from tunerkit_widgets.form_debounce import Debounced, threads_reach_page
 from tunerkit_widgets.form_files import FilesRow, content_of, document_of
 from tunerkit_widgets.form_layout import (
-    DATA_FOLDER,
     FOLDED,
     FOLDED_LABEL_WIDTH,
     MAIN,
+    close_all,
     flavour_options,
+    folded_groups,
     folded_infos,
+    grid,
+    language_field,
     main_field,
     published,
 )
+from tunerkit_widgets.form_memory import MemoryPlans
 from tunerkit_widgets.form_presets import AS_SET, PRESETS, changes_of
 from tunerkit_widgets.form_state import FormState
-from tunerkit_widgets.guard import ERROR_COLOUR, GOOD_COLOUR, QUIET_COLOUR, guarded
+from tunerkit_widgets.form_status import field_name, notes_html, status_html
+from tunerkit_widgets.guard import QUIET_COLOUR, guarded
+from tunerkit_widgets.memory_row import OWN_GPU, MemoryRow
 from tunerkit_widgets.preset_field import PresetField
 from tunerkit_widgets.setting_field import SettingField, as_text
 from tunerkit_widgets.surroundings import headless, show_view
 from tunerkit_widgets.tables import table_html, table_text
-from tunerkit_widgets.texts import choose_language, language, language_names, text
+from tunerkit_widgets.texts import choose_language, text
 
 
 class SetupForm:
@@ -128,7 +134,7 @@ class SetupForm:
     def static(self) -> str:
         """The settings as an HTML table."""
         head = (text("form.setting"), text("form.value"))
-        return table_html(self.rows(), head) + self._notes_html(self.config)
+        return table_html(self.rows(), head) + notes_html(self.config)
 
     def __str__(self) -> str:
         notes = [text("form.note", note=str(note)) for note in self.config.notes]
@@ -140,26 +146,25 @@ class SetupForm:
     # Widgets ---------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        names = language_names()
-        self.language: Any = widgets.Dropdown(
-            options=[(name, code) for code, name in names.items()],
-            value=language(),
-            style={"description_width": "auto"},
-        )
+        self.language = language_field()
         self.language.observe(guarded(self._choose_language, self._fail), "value")
         self.widget = widgets.VBox([widgets.HBox([self.language], layout=widgets.Layout(justify_content="flex-end"))])
-        self._count = SampleCount(guarded(self._show_length, self._fail))
+        self._count = SampleCount(guarded(self._show_counted, self._fail))
+        self._plans = MemoryPlans(guarded(self._show_memory, self._fail))
         self._edit = Debounced(guarded(self._check, self._fail))
         self._draw()
         self._begin()
 
-    def _draw(self, opened: int | None = None, preset: str = AS_SET, path: str | None = None) -> None:
+    def _draw(
+        self, opened: int | None = None, preset: str = AS_SET, path: str | None = None, gpu: int = OWN_GPU
+    ) -> None:
         """Make everything below the language, with the values so far.
 
         Args:
             opened: number of the group that is open.
             preset: the chosen preset.
             path: what stands in the path field; the document's path when not given.
+            gpu: GiB of memory that the settings are to fit.
         """
         old = self.widget.children[1:]
         self.fields = {}
@@ -167,33 +172,35 @@ class SetupForm:
         main = [self._add(main_field(name, self._state.value)) for name in MAIN]
         self.preset = PresetField(preset, self.preset.changed if preset else None)
         self.preset.on_choice(guarded(self._choose_preset, self._fail))
-        self.groups = widgets.Accordion(children=[widgets.VBox() for _ in FOLDED], selected_index=None)
-        for number, group in enumerate(FOLDED):
-            self.groups.set_title(number, text(f"group.{group}"))
+        self.groups = folded_groups()
         self.groups.observe(guarded(self._unfold, self._fail), "selected_index")
         self.length, self.status = widgets.HTML(), widgets.HTML()
         self.count_button: Any = widgets.Button(
             description=text("form.count"), icon="refresh", tooltip=text("form.count_help")
         )
         self.count_button.on_click(guarded(self._press_count, self._fail))
+        self.memory = MemoryRow(self._plans, gpu)
+        self.memory.plan_button.on_click(guarded(self._press_plan, self._fail))
+        self.memory.size.observe(guarded(self._press_plan, self._fail), "value")
+        self.memory.apply_button.on_click(guarded(self._press_apply, self._fail))
         self.files = FilesRow(str(self._save_to or "") if path is None else path)
         self.files.load_button.on_click(guarded(self._press_load, self._fail))
         self.files.save_button.on_click(guarded(self._press_save, self._fail))
         self.files.path.observe(guarded(self._name_file, self._fail), "value")
         counted = widgets.HBox([self.count_button, self.length], layout=widgets.Layout(align_items="center"))
-        outcome = widgets.VBox([counted, self.status])
-        parts = [_grid(main), self.preset.box, self.groups, outcome, self.files.box]
+        outcome = widgets.VBox([counted, self.memory.box, self.status])
+        parts = [grid(main), self.preset.box, self.groups, outcome, self.files.box]
         self.widget.children = (self.widget.children[0], *parts)
         self.groups.selected_index = opened
         for part in old:
-            _close(part)
+            close_all(part)
 
     def _begin(self) -> None:
         """Check settings that were just loaded; they come from a file or a cell, so their folders can be counted."""
         self._check()
         if self._resolved is not None:
             self._count.trust(self._resolved)
-            self._show_length()
+            self._show_counted()
 
     def _add(self, field: SettingField) -> Any:
         self.fields[field.name] = field
@@ -210,7 +217,7 @@ class SetupForm:
                 SettingField(info, self._state.value(info.name), label_width=FOLDED_LABEL_WIDTH)
                 for info in folded_infos(FOLDED[number])
             ]
-            self.groups.children[number].children = (_grid([self._add(field) for field in fields], least="480px"),)
+            self.groups.children[number].children = (grid([self._add(field) for field in fields], least="480px"),)
             self._check()
 
     # Edits -----------------------------------------------------------------------------------------------------
@@ -234,23 +241,29 @@ class SetupForm:
             self._collect()
             changes = changes_of(change["new"], self._state.value)
             changes = {name: new for name, new in changes.items() if new != self._state.value(name)}
-            self._state.changes |= changes
-            self._filling = True
-            try:
-                for name in changes.keys() & self.fields.keys():
-                    self.fields[name].put(changes[name])
-            finally:
-                self._filling = False
+            self._fill(changes)
             self.preset.explain(changes)
-            self.files.done("")
         self._edit.flush()
+
+    def _fill(self, changes: Mapping[str, Any]) -> None:
+        """Put values into the form that nobody typed."""
+        self._state.changes |= changes
+        self._filling = True
+        try:
+            for name in changes.keys() & self.fields.keys():
+                self.fields[name].put(changes[name])
+        finally:
+            self._filling = False
+        self.files.done("")
 
     def _choose_language(self, change: Any) -> None:
         """Draw everything anew in another language; values stay, also those that are not right yet."""
         with self._lock:
             choose_language(change["new"])
             self._collect()
-            self._draw(self.groups.selected_index, self.preset.control.value, self.files.path.value)
+            self._draw(
+                self.groups.selected_index, self.preset.control.value, self.files.path.value, self.memory.size.value
+            )
         self._edit.flush()
 
     def _collect(self) -> None:
@@ -266,7 +279,7 @@ class SetupForm:
             chosen, self._resolved, self.problems = self._state.check()
             shown = {}
             for problem in self.problems:
-                shown.setdefault(_field_name(problem.key), problem)
+                shown.setdefault(field_name(problem.key), problem)
             for name, field in self.fields.items():
                 if name in shown:
                     field.complain(shown[name].message, shown[name].fix)
@@ -274,8 +287,9 @@ class SetupForm:
                     field.clear()
             self.files.save_button.disabled = self._resolved is None
             self.files.show_unsaved(self._is_saved(chosen), self._saved is not None)
-            self.status.value = self._good_status(self._resolved) if self._resolved else self._bad_status(shown)
+            self.status.value = status_html(self._resolved, len(self.problems), shown, self.fields)
             self._show_length()
+            self._show_memory()
 
     # Length ----------------------------------------------------------------------------------------------------
 
@@ -284,6 +298,10 @@ class SetupForm:
         """The decisions about the files of the datasets, where they were counted for the settings as they stand."""
         counted = self._count.of(self._resolved) if self.widget is not None and self._resolved else None
         return counted.report if counted else None
+
+    def _show_counted(self) -> None:
+        self._show_length()
+        self._show_memory()
 
     def _show_length(self) -> None:
         """Say how long the run is, if the data was counted for just these settings."""
@@ -308,7 +326,31 @@ class SetupForm:
         counting = self._count.start(self._resolved)
         if not threads_reach_page():
             counting.join()
-        self._show_length()
+        self._show_counted()
+
+    # Memory ----------------------------------------------------------------------------------------------------
+
+    def _show_memory(self) -> None:
+        """Say what the run takes of a GPU, if that was planned for just these settings."""
+        with self._lock:
+            self.memory.show(self._resolved, *self._count.known(self._resolved))
+
+    def _press_plan(self, _: Any) -> None:
+        self._edit.flush()
+        if self._resolved is not None:
+            self.memory.plan(self._resolved, *self._count.known(self._resolved))
+        self._show_memory()
+
+    def _press_apply(self, _: Any) -> None:
+        """Fill in what makes the run fit."""
+        with self._lock:
+            if (way := self.memory.way) is None:
+                return
+            self._collect()
+            self._fill(way.settings)
+            for name in way.settings:
+                self.preset.edited(name)
+        self._edit.flush()
 
     # Files -----------------------------------------------------------------------------------------------------
 
@@ -349,49 +391,9 @@ class SetupForm:
         with self._lock:
             self._state, self._saved, self._save_to = FormState(loaded, {}), loaded, given
             self._known = content_of(given)
-            self._draw(self.groups.selected_index)
+            self._draw(self.groups.selected_index, gpu=self.memory.size.value)
             self._begin()
             self.files.done(text("form.loaded", path=given))
 
-    def _good_status(self, config: tk.TrainConfig) -> str:
-        kind = text("form.lora", rank=config.lora_rank) if config.model_type == "lora" else text("form.full")
-        steps = config.max_train_steps or text("form.epochs", count=config.num_train_epochs)
-        words = text("form.ready", kind=kind, steps=steps, folder=config.output_path)
-        return f"<b style='color:{GOOD_COLOUR}'>✓ {html.escape(words)}</b>{self._notes_html(config)}"
-
-    def _bad_status(self, shown: dict[str, Any]) -> str:
-        count = len(self.problems)
-        words = text("form.problem") if count == 1 else text("form.problems", count=count)
-        # What has no field in sight is written out here.
-        others = "".join(f"<li>{html.escape(str(p))}</li>" for name, p in shown.items() if name not in self.fields)
-        return f"<b role='alert' style='color:{ERROR_COLOUR}'>✗ {html.escape(words)}</b><ul>{others}</ul>"
-
-    def _notes_html(self, config: tk.TrainConfig) -> str:
-        if not config.notes:
-            return ""
-        items = "".join(f"<li>{html.escape(str(note))}</li>" for note in config.notes)
-        title = html.escape(text("form.notes", count=len(config.notes)))
-        return f"<details style='color:{QUIET_COLOUR}'><summary>{title}</summary><ul>{items}</ul></details>"
-
     def _fail(self, message: str) -> None:
         self.status.value = message
-
-
-def _field_name(key: str) -> str:
-    """The field that shows a problem of the setting `key`."""
-    if key == "data_backend_config" or key.endswith("instance_data_dir"):
-        return DATA_FOLDER
-    return key.partition("[")[0].partition(".")[0] if not key.startswith("datasets") else key
-
-
-def _grid(children: list[Any], least: str = "380px") -> Any:
-    """As many columns of at least this width as the page has room for."""
-    columns = f"repeat(auto-fit, minmax({least}, 1fr))"
-    return widgets.GridBox(children, layout=widgets.Layout(grid_template_columns=columns, grid_gap="2px 16px"))
-
-
-def _close(widget: Any) -> None:
-    """Take a widget and all inside it off the page and out of the kernel's memory."""
-    for child in getattr(widget, "children", ()):
-        _close(child)
-    widget.close()

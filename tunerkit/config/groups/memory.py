@@ -14,15 +14,36 @@ _setting = partial(setting, group="memory")
 class MemorySettings(Settings):
     """What is moved out of the GPU's memory, or spread over several."""
 
-    enable_group_offload: bool = _setting(False, "Keep groups of layers in CPU memory until they are needed.")
-    group_offload_type: Literal["block_level", "leaf_level"] = _setting("block_level", "What a group is.")
-    group_offload_blocks_per_group: int = _setting(1, "Blocks of a group.", ge=1)
-    group_offload_use_stream: bool = _setting(False, "Move the next group while one computes.")
-    group_offload_to_disk_path: Path | None = _setting(None, "Folder to offload to instead of CPU memory.")
-    group_offload_text_encoder: bool = _setting(False, "Offload the text encoder while it encodes.")
-    group_offload_vae: bool = _setting(False, "Offload the VAE while it encodes.")
-    musubi_blocks_to_swap: int = _setting(0, "Transformer blocks kept in CPU memory; 0 = none.", ge=0)
-    musubi_block_swap_device: str = _setting("cpu", "Where swapped blocks are kept.")
+    enable_group_offload: bool = _setting(
+        False,
+        "Keep the frozen weights of all transformer blocks in RAM, each on the GPU only while it computes; for LoRA "
+        "with gradient_checkpointing.",
+    )
+    group_offload_type: Literal["block_level", "leaf_level"] = _setting(
+        "block_level",
+        "What comes and goes as one: whole blocks, or every layer by itself (least memory, slowest).",
+    )
+    group_offload_blocks_per_group: int = _setting(1, "Blocks that come and go as one, with block_level.", ge=1)
+    group_offload_use_stream: bool = _setting(
+        False, "Copy the next group while one computes: faster, with the memory of one group more."
+    )
+    group_offload_to_disk_path: Path | None = _setting(
+        None, "Folder on a fast disk to offload to where RAM is short: slower."
+    )
+    group_offload_text_encoder: bool = _setting(
+        False,
+        "Keep the text encoder's weights in RAM while it encodes, each layer's on the GPU while it computes.",
+    )
+    group_offload_vae: bool = _setting(
+        False, "The same for the VAE while it encodes clips; its weights are few, vae_enable_tiling saves more."
+    )
+    musubi_blocks_to_swap: int = _setting(
+        0,
+        "Transformer blocks, evenly spread, whose frozen weights wait in RAM and are copied to the GPU ahead of their "
+        "turn; for LoRA with gradient_checkpointing. 0 = none.",
+        ge=0,
+    )
+    musubi_block_swap_device: str = _setting("cpu", "Where swapped blocks wait: cpu.")
     ramtorch: bool = _setting(False, "Stream the weights of every linear layer from CPU memory.")
     ramtorch_target_modules: str | None = _setting(None, "Layers to stream.")
     ramtorch_transformer_percent: float = _setting(

@@ -56,20 +56,40 @@ class ModelSettings(Settings):
     flow_schedule_auto_shift: bool = _setting(False, "Derive the shift from the number of tokens.")
 
     base_model_precision: str = _memory(
-        "no_change", "Quantisation of the frozen base model; no_change keeps the mixed_precision dtype."
+        "no_change",
+        "What the transformer blocks' frozen linear layers are kept in, for LoRA: int8 or fp8 (half of 16 bits), "
+        "nf4 or int4 (about a quarter), fp8-cast (float8 without scales); no_change keeps the mixed_precision dtype.",
     )
-    base_model_default_dtype: Literal["bf16", "fp32"] = _memory("bf16", "Dtype of the parts left unquantised.")
-    quantize_via: Literal["cpu", "accelerator", "pipeline"] = _memory("accelerator", "Where weights are quantised.")
-    quantize_activations: bool = _memory(False, "Quantise activations as well as weights.")
+    base_model_default_dtype: Literal["bf16", "fp32"] = _memory(
+        "bf16",
+        "Beside a quantised base model: bf16 leaves what is not quantised, and the computation, in the mixed_precision "
+        "dtype; fp32 makes both float32.",
+    )
+    quantize_via: Literal["cpu", "accelerator", "pipeline"] = _memory(
+        "accelerator",
+        "Where weights are quantised, one by one while they are loaded: on the CPU, or on the device that trains "
+        "(accelerator or pipeline), which is faster.",
+    )
+    quantize_activations: bool = _memory(False, "Refused: only frozen weights are quantised.")
     quantization_config: str | dict[str, object] | None = _memory(None, "Quantisation options, as JSON.")
-    text_encoder_1_precision: str = _memory("no_change", "Quantisation of the first text encoder.")
-    text_encoder_2_precision: str = _memory("no_change", "Quantisation of the second text encoder.")
-    text_encoder_3_precision: str = _memory("no_change", "Quantisation of the third text encoder.")
-    text_encoder_4_precision: str = _memory("no_change", "Quantisation of the fourth text encoder.")
+    text_encoder_1_precision: str = _memory(
+        "no_change", "What the layers of the first text encoder are kept in; values as for base_model_precision."
+    )
+    text_encoder_2_precision: str = _memory(
+        "no_change", "What the layers of the second text encoder are kept in (Kandinsky's CLIP)."
+    )
+    text_encoder_3_precision: str = _memory("no_change", "No model here has a third text encoder.")
+    text_encoder_4_precision: str = _memory("no_change", "No model here has a fourth text encoder.")
     vae_dtype: Literal["fp32", "bf16", "fp16"] | None = _memory(
         None, "Precision of the VAE; the family's own when not set."
     )
     vae_enable_tiling: bool = _memory(False, "Encode and decode in spatial tiles: less memory, slower.")
     vae_enable_slicing: bool = _memory(False, "Encode and decode one clip of a batch at a time.")
-    vae_enable_patch_conv: bool = _memory(False, "Run the VAE's convolutions in temporal parts.")
-    vae_enable_temporal_roll: bool = _memory(False, "Run the VAE's convolutions in smaller temporal parts.")
+    vae_enable_patch_conv: bool = _memory(
+        False,
+        "Run the VAE a few frames at a time, as many as fit into free memory: much less memory for long clips, and the "
+        "same latents and videos.",
+    )
+    vae_enable_temporal_roll: bool = _memory(
+        False, "Run the VAE one frame at a time: as vae_enable_patch_conv, with the least memory, and slower."
+    )

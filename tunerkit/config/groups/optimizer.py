@@ -23,7 +23,9 @@ class OptimizerSettings(Settings):
     )
     weight_decay: float | None = _setting(None, "Weight decay; the optimizer's when not set.", ge=0)
     optimizer_release_gradients: bool = _setting(False, "Step inside the backward pass.")
-    optimizer_cpu_offload_method: str = _setting("none", "Keep optimizer state on the CPU.")
+    optimizer_cpu_offload_method: str = _setting(
+        "none", "cpu: the optimizer's state and updates are in RAM; saves most with model_type = full, and is slower."
+    )
     optimizer_offload_gradients: bool = _setting(False, "Keep gradients on the CPU.")
     learning_rate: float = _setting(1e-4, "Peak learning rate.", gt=0, le=10)
     lr_scheduler: Literal[
@@ -45,7 +47,7 @@ class OptimizerSettings(Settings):
     ema_update_interval: int = _setting(1, "Steps between updates of the average.", ge=1)
     ema_warmup_steps: int = _setting(0, "Steps before the average starts.", ge=0)
     ema_device: Literal["cpu", "accelerator"] = _setting("cpu", "Where the average is kept.")
-    ema_cpu_only: bool = _setting(False, "Never move the average to the GPU.")
+    ema_cpu_only: bool = _setting(False, "Insist on ema_device = cpu.")
     ema_validation: Literal["none", "ema_only", "comparison"] = _setting(
         "comparison", "What validation renders with: live weights, the average, or both."
     )

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.config.memory_rules import check_depth
+from tunerkit.config.precisions import text_precisions
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families import checkpoint_files as files
-from tunerkit.families.base import Batch, Family, LossParts, Rendered, RenderRequest, TextKind
+from tunerkit.families.base import Batch, Family, LossParts, PublishedComponent, Rendered, RenderRequest, TextKind
 from tunerkit.families.kandinsky5 import flavours
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Kandinsky5(Family):
     latent_formula = "mode * scaling_factor"
     encodes_first_frame = True  # the VAE's norms and its attention look across time
     first_frame_methods = ("in_place", "channels")
+    unquantised = ("modulation",)
+    text_encoders = 2
     subfolders = {
         "text": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         "vae": ("vae",),
@@ -140,18 +144,30 @@ class Kandinsky5(Family):
                 f"{files.MODEL} = {model!r} was trained with sparse attention, model_flavour = {_flavour(config)!r} "
                 f"was not. Fix: set model_flavour to t2v-lite-sft-10s or t2v-pro-sft-5s-hd, or {SPARSE} to false"
             )
+        check_depth(config, transformer.get("num_text_blocks"), transformer.get("num_visual_blocks"))
         files.check_vae(config, VAE_KIND, channels=transformer.get("in_visual_dim"), needed_by=self.title)
         source = files.base_source(config)
         files.require_folders(source, ("scheduler", *self.subfolders["text"]))
         for folder, width in (("text_encoder", "in_text_dim"), ("text_encoder_2", "in_text_dim2")):
             files.check_text_width(source, folder, transformer.get(width))
 
+    def published_components(self, flavour: str) -> Mapping[PublishedComponent, Mapping[str, Any]]:
+        from tunerkit.families.kandinsky5 import published
+
+        return published.table(flavour)
+
     # Text ------------------------------------------------------------------------------------------------------
 
     def text_recipe(self, config: TrainConfig) -> dict[str, Any]:
         from tunerkit.families.kandinsky5.text import TOKENS
 
-        return {"recipe": 1, "tokens": TOKENS, "cached": "real tokens", "dtype": str(text_dtype(config))}
+        return {
+            "recipe": 1,
+            "tokens": TOKENS,
+            "cached": "real tokens",
+            "dtype": str(text_dtype(config)),
+            **text_precisions(config, self.text_encoders),
+        }
 
     def load_text_encoder(self, config: TrainConfig, device: torch.device) -> Any:
         from tunerkit.families.kandinsky5.text import load_text_encoder
@@ -193,9 +209,10 @@ class Kandinsky5(Family):
         from diffusers import Kandinsky5Transformer3DModel
 
         from tunerkit.families.kandinsky5.attention import use_nabla
+        from tunerkit.families.transformer_files import load_transformer
 
         attention = {} if config.sparse_attention else {"attention_type": "regular"}
-        transformer = files.load_transformer(Kandinsky5Transformer3DModel, config, dtype, **attention)
+        transformer = load_transformer(Kandinsky5Transformer3DModel, config, dtype, self.quantised_layers, **attention)
         if transformer.config.attention_type == "nabla":
             use_nabla(transformer)
         return transformer

@@ -29,6 +29,8 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
     """
     from transformers import AutoTokenizer, CLIPTextModel, Qwen2_5_VLForConditionalGeneration
 
+    from tunerkit.memory.quantised_text import quantise_text_encoder
+
     source = base_source(config)
     model, revision = source.model, source.revision or "main"
     with readable(model, source.setting, "tokenizers"):
@@ -37,9 +39,11 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
             for folder in ("tokenizer", "tokenizer_2")
         )
     qwen = load_text_model(Qwen2_5_VLForConditionalGeneration, source, dtype)
+    quantise_text_encoder(qwen, config, 1)  # before the other is loaded
     clip = load_text_model(CLIPTextModel, source, dtype, "text_encoder_2", "second text encoder")
     check_tokenizer(tokenizer, qwen, source)
     check_tokenizer(tokenizer_2, clip, source)
+    quantise_text_encoder(clip, config, 2)
     return Kandinsky5T2VPipeline(
         tokenizer=tokenizer,
         text_encoder=qwen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from tunerkit.config.settings import TrainConfig
 
+Layers = Callable[[Any], Sequence[str]]
+"""Gives names of layers of a transformer."""
 Part = Literal["transformer", "vae", "audio_vae", "connectors", "vocoder"]
 
 FILE = "ltx2_checkpoint_filename"
@@ -52,6 +55,10 @@ class Checkpoint(Protocol):
         """A part on the CPU, frozen or not as its class makes it."""
         ...
 
+    def load_transformer(self, config: TrainConfig, dtype: torch.dtype, quantised: Layers) -> Any:
+        """The transformer where it trains, its layers that `quantised` names as `config` says, the rest in `dtype`."""
+        ...
+
     def identity(self, *parts: Part) -> dict[str, Any]:
         """What names the weights of some parts: equal weights give equal identities."""
         ...
@@ -64,8 +71,8 @@ class Checkpoint(Protocol):
 class DiffusersCheckpoint:
     """A folder or hub repository with a sub-folder for each part."""
 
-    def __init__(self, model: str, setting: str, revision: str | None = None, variant: str | None = None) -> None:
-        self.model, self._setting, self._revision, self._variant = model, setting, revision, variant
+    def __init__(self, model: str, setting: str, revision: str | None = None) -> None:
+        self.model, self._setting, self._revision = model, setting, revision
 
     def config(self, part: Part) -> dict[str, Any]:
         return component_config(self.model, part, self._setting, self._revision)
@@ -78,9 +85,14 @@ class DiffusersCheckpoint:
             part.replace("_", " "),
             subfolder=part,
             revision=self._revision,
-            variant=self._variant if part == "transformer" else None,
             dtype=dtype,
         )
+
+    def load_transformer(self, config: TrainConfig, dtype: torch.dtype, quantised: Layers) -> Any:
+        from tunerkit.families.transformer_files import load_transformer
+
+        loader = part_class(str(self.config("transformer").get("_class_name")))
+        return load_transformer(loader, config, dtype, quantised)
 
     def identity(self, *parts: Part) -> dict[str, Any]:
         return component_identity(self.model, parts, self._revision)
@@ -110,6 +122,11 @@ class CombinedCheckpoint:
     def load(self, part: Part, dtype: torch.dtype) -> Any:
         return self._file.load(part, dtype)
 
+    def load_transformer(self, config: TrainConfig, dtype: torch.dtype, quantised: Layers) -> Any:
+        from tunerkit.memory.streamed_weights import destination
+
+        return self._file.load_transformer(destination(config, dtype), quantised)
+
     def identity(self, *parts: Part) -> dict[str, Any]:
         return self._file.identity(parts)
 
@@ -133,7 +150,7 @@ def checkpoint_of(config: TrainConfig) -> Checkpoint:
             raise ModelError(
                 f"{MODEL} = {model!r} holds {', '.join(files)} and no transformer/. Fix: set {FILE} to the file's name"
             )
-        return DiffusersCheckpoint(model, MODEL, config.revision, config.variant)
+        return DiffusersCheckpoint(model, MODEL, config.revision)
     return _combined(model, name, config.revision, config.model_flavour)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,12 @@ from tunerkit.errors import ModelError
 from tunerkit.families.ltx2.combined_configs import Config, Version, config_from_shapes, finish
 from tunerkit.families.ltx2.combined_metadata import config_from_metadata
 from tunerkit.families.ltx2.combined_names import Component, sort_names
-from tunerkit.families.ltx2.safetensors_header import Header, read_header
+from tunerkit.families.safetensors_header import Header, read_header
 
 if TYPE_CHECKING:
     import torch
+
+    from tunerkit.memory.streamed_weights import Destination
 
 _FILES: dict[Version, str] = {
     "2.0": "ltx-2-19b-dev.safetensors of Lightricks/LTX-2",
@@ -96,14 +98,29 @@ class CombinedFile:
     def load(self, component: Component, dtype: torch.dtype) -> Any:
         """A component on the CPU in `dtype`, in evaluation mode.
 
-        Weights that the file holds in `dtype` stay mapped to it and are read when they are used; others are converted.
-
         Raises:
             ModelError: tensors are missing, unknown or of another shape; all of the component's are checked first.
         """
-        model = self._empty_model(component, dtype)
+        from tunerkit.memory.streamed_weights import Destination
+
+        return self._filled(component, Destination(dtype))
+
+    def load_transformer(self, where: Destination, quantised: Callable[[Any], Sequence[str]]) -> Any:
+        """The transformer where `where` says, its layers that `quantised` names quantised, in evaluation mode.
+
+        Raises:
+            ModelError: as `load`.
+        """
+        return self._filled("transformer", where, quantised)
+
+    def _filled(
+        self, component: Component, where: Destination, quantised: Callable[[Any], Sequence[str]] | None = None
+    ) -> Any:
+        from tunerkit.memory.streamed_weights import fill
+
+        model = self._empty_model(component, where.dtype)
         self._check_fit(component, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-        model.load_state_dict(dict(self._tensors(component, dtype)), strict=True, assign=True)
+        fill(model, self._tensors(component), where, quantised(model) if quantised else ())
         return model.eval()
 
     def identity(self, components: Sequence[Component]) -> dict[str, Any]:
@@ -144,22 +161,14 @@ class CombinedFile:
         return {name: self._header.tensors[original].shape for name, original in names.items()}
 
     def _empty_model(self, component: Component, dtype: torch.dtype) -> Any:
-        """The model without memory for its weights; buffers that no file holds are computed in `dtype`."""
-        import torch
-        from accelerate import init_empty_weights
-
         from tunerkit.families.ltx2.checkpoint import part_class
+        from tunerkit.memory.streamed_weights import empty_model
 
         config = self.config(component)
-        usual = torch.get_default_dtype()
         try:
-            torch.set_default_dtype(dtype)
-            with init_empty_weights(include_buffers=False):
-                return part_class(config["_class_name"]).from_config(config)
+            return empty_model(lambda: part_class(config["_class_name"]).from_config(config), dtype)
         except (ValueError, TypeError, LookupError, ArithmeticError, UnboundLocalError) as error:
             raise self._error(f"its {_words(component)} is of a form that diffusers does not know ({error})") from error
-        finally:
-            torch.set_default_dtype(usual)
 
     def _check_fit(self, component: Component, wanted: Mapping[str, tuple[int, ...]]) -> None:
         found, names = self._shapes(component), self._names[component]
@@ -174,24 +183,12 @@ class CombinedFile:
         if any(complaints):
             raise self._error(f"its {_words(component)} {'; it '.join(filter(None, complaints))}")
 
-    def _tensors(self, component: Component, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of a component in `dtype`, by diffusers name.
+    def _tensors(self, component: Component) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a component as the file holds them, by diffusers name; mapped, and read when they are used."""
+        from tunerkit.memory.streamed_weights import mapped
 
-        Every tensor is mapped by itself: whatever was read through a mapping counts as memory as long as it exists, and
-        mapping the whole file, as safetensors does for torch, fails where the file is larger than the memory.
-        """
-        import numpy as np
-        import torch
-
-        types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-        for name, original in self._names[component].items():
-            entry = self._header.tensors[original]
-            if entry.start == entry.end:
-                yield name, torch.empty(entry.shape, dtype=dtype)
-                continue
-            # Copy on write: the file never changes.
-            content = np.memmap(self.path, np.uint8, "c", entry.start, (entry.end - entry.start,))
-            yield name, torch.from_numpy(content).view(types[entry.dtype]).view(entry.shape).to(dtype)
+        names = self._names[component].items()
+        return mapped(self.path, [(name, self._header.tensors[original]) for name, original in names])
 
     def _refuse_later_versions(self) -> None:
         transformer, vae = self._names["transformer"], self._names["vae"]

@@ -5,9 +5,11 @@ Facts from Lightricks' ltx-core and ltx-trainer and the installed diffusers clas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.config.memory_rules import check_depth
+from tunerkit.config.precisions import text_precisions
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families.base import (
@@ -16,6 +18,7 @@ from tunerkit.families.base import (
     Family,
     Flavour,
     LossParts,
+    PublishedComponent,
     Rendered,
     RenderRequest,
     SoundFormat,
@@ -76,7 +79,7 @@ class LTX2(Family):
     size_multiple = 32
     latent_formula = "(mode - mean) * scaling_factor / std"
     sound = SoundFormat(sample_rate=16000, channels=2)
-    vae_fallbacks = ("tiled", "chunked")
+    unquantised = ("to_gate_logits",)
     subfolders = {
         "text": ("text_encoder", "tokenizer", "connectors"),
         "vae": ("vae",),
@@ -156,6 +159,7 @@ class LTX2(Family):
                 f"model_flavour = {config.model_flavour!r}, and {files.MODEL} = {model!r} holds LTX-2 {version}. Fix: "
                 f"set model_flavour to {other}, or name a checkpoint of {asked}"
             )
+        check_depth(config, transformer.get("num_layers"))
         latents = checkpoint.config("vae").get("latent_channels")
         if latents != transformer.get("in_channels"):
             raise ModelError(
@@ -164,6 +168,11 @@ class LTX2(Family):
             )
 
         _check_widths(model, checkpoint)
+
+    def published_components(self, flavour: str) -> Mapping[PublishedComponent, Mapping[str, Any]]:
+        from tunerkit.families.ltx2 import published
+
+        return published.table(flavour)
 
     def identity(self, config: TrainConfig, component: Component) -> dict[str, Any]:
         checkpoint = files.checkpoint_of(config)
@@ -176,7 +185,13 @@ class LTX2(Family):
     def text_recipe(self, config: TrainConfig) -> dict[str, Any]:
         from tunerkit.families.ltx2.text import TOKENS
 
-        return {"recipe": 1, "tokens": TOKENS, "cached": "connector outputs", "dtype": str(text_dtype(config))}
+        return {
+            "recipe": 1,
+            "tokens": TOKENS,
+            "cached": "connector outputs",
+            "dtype": str(text_dtype(config)),
+            **text_precisions(config, self.text_encoders),
+        }
 
     def load_text_encoder(self, config: TrainConfig, device: torch.device) -> Any:
         from tunerkit.families.ltx2.text import load_text_encoder
@@ -200,12 +215,6 @@ class LTX2(Family):
         mean, std = (buffer.float().view(1, -1, 1, 1, 1) for buffer in (vae.latents_mean, vae.latents_std))
         return (mode - mean) * float(vae.config.scaling_factor) / std
 
-    def save_vae_memory(self, vae: Any, how: str) -> None:
-        if how == "chunked":
-            vae.use_framewise_decoding = True  # the class asks this one when it encodes, too
-        else:
-            super().save_vae_memory(vae, how)
-
     # Sound -----------------------------------------------------------------------------------------------------
 
     def sound_recipe(self, config: TrainConfig) -> dict[str, Any]:
@@ -227,7 +236,7 @@ class LTX2(Family):
     # Training --------------------------------------------------------------------------------------------------
 
     def load_transformer(self, config: TrainConfig, dtype: torch.dtype) -> Any:
-        return files.checkpoint_of(config).load("transformer", dtype)
+        return files.checkpoint_of(config).load_transformer(config, dtype, self.quantised_layers)
 
     def blocks(self, transformer: Any) -> list[Any]:
         return list(transformer.transformer_blocks)

@@ -34,6 +34,11 @@ class TextEncoder:
     def device(self) -> torch.device:
         return self._pipeline.text_encoder.device
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """By name, as a pipeline has them."""
+        return self._pipeline.components
+
     def to(self, device: torch.device | str) -> TextEncoder:
         self._pipeline.to(device)
         return self
@@ -61,6 +66,8 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> TextEncoder:
     from diffusers import LTX2Pipeline
     from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
 
+    from tunerkit.memory.quantised_text import quantise_text_encoder
+
     source = text_source(config)
     connectors = checkpoint_of(config).load("connectors", dtype).requires_grad_(False).eval()
     revision = source.revision or "main"
@@ -68,5 +75,6 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> TextEncoder:
         tokenizer = AutoTokenizer.from_pretrained(source.model, subfolder=source.folder("tokenizer"), revision=revision)
     gemma = load_text_model(Gemma3ForConditionalGeneration, source, dtype, source.folder("text_encoder"))
     check_tokenizer(tokenizer, gemma, source)
+    quantise_text_encoder(gemma, config, 1)
     absent: Any = dict.fromkeys(("scheduler", "vae", "audio_vae", "transformer", "vocoder"))
     return TextEncoder(LTX2Pipeline(**absent, tokenizer=tokenizer, text_encoder=gemma, connectors=connectors))

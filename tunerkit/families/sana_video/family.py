@@ -5,13 +5,24 @@ Facts from the paper (arXiv 2509.24695), NVlabs/Sana's training code and the ins
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.config.memory_rules import check_depth
+from tunerkit.config.precisions import text_precisions
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import Note, Problem
 from tunerkit.families import checkpoint_files as files
-from tunerkit.families.base import Batch, Family, Flavour, LossParts, Rendered, RenderRequest, TextKind
+from tunerkit.families.base import (
+    Batch,
+    Family,
+    Flavour,
+    LossParts,
+    PublishedComponent,
+    Rendered,
+    RenderRequest,
+    TextKind,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -78,10 +89,16 @@ class SanaVideo(Family):
     def check_checkpoint(self, config: TrainConfig) -> None:
         instead = self.flavours[self.default_flavour].repo
         transformer = files.transformer_config(config, "SanaVideoTransformer3DModel", instead)
+        check_depth(config, transformer.get("num_layers"))
         files.check_vae(config, VAE_KIND, channels=transformer.get("in_channels"), needed_by=self.title)
         source = files.base_source(config)
         files.require_folders(source, ("scheduler", *self.subfolders["text"]))
         files.check_text_width(source, "text_encoder", transformer.get("caption_channels"))
+
+    def published_components(self, flavour: str) -> Mapping[PublishedComponent, Mapping[str, Any]]:
+        from tunerkit.families.sana_video.published import TABLE
+
+        return TABLE
 
     # Text ------------------------------------------------------------------------------------------------------
 
@@ -94,6 +111,7 @@ class SanaVideo(Family):
             "instruction": instruction(),
             "motion_score": config.motion_score,
             "dtype": "float32" if config.mixed_precision == "no" else "bfloat16",
+            **text_precisions(config, self.text_encoders),
         }
 
     def load_text_encoder(self, config: TrainConfig, device: torch.device) -> Any:
@@ -130,7 +148,9 @@ class SanaVideo(Family):
     def load_transformer(self, config: TrainConfig, dtype: torch.dtype) -> Any:
         from diffusers import SanaVideoTransformer3DModel
 
-        return files.load_transformer(SanaVideoTransformer3DModel, config, dtype)
+        from tunerkit.families.transformer_files import load_transformer
+
+        return load_transformer(SanaVideoTransformer3DModel, config, dtype, self.quantised_layers)
 
     def blocks(self, transformer: Any) -> list[Any]:
         return list(transformer.transformer_blocks)

@@ -23,6 +23,8 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
     """A stock pipeline with tokenizer and text encoder and nothing else, on the CPU."""
     from transformers import AutoTokenizer, Gemma2Model
 
+    from tunerkit.memory.quantised_text import quantise_text_encoder
+
     source = base_source(config)
     with readable(source.model, source.setting, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -30,6 +32,7 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
         )
     gemma = load_text_model(Gemma2Model, source, dtype)
     check_tokenizer(tokenizer, gemma, source)
+    quantise_text_encoder(gemma, config, 1)
     absent: Any = dict.fromkeys(("vae", "transformer", "scheduler"))
     return SanaVideoPipeline(tokenizer=tokenizer, text_encoder=gemma, **absent)
 

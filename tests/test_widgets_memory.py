@@ -1,0 +1,286 @@
+"""The memory of a GPU in the setup form: the process that plans, the bar, and the change that makes it fit."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from widget_messages import click
+
+import tunerkit as tk
+import tunerkit_widgets as tw
+from tunerkit_widgets import form_debounce, form_memory, plan_process, surroundings, texts
+from tunerkit_widgets.form_layout import FOLDED
+from tunerkit_widgets.form_presets import OWN
+from tunerkit_widgets.memory_bar import bar_html
+from tunerkit_widgets.plan_process import Figures, PlanProcess, Question, Way
+
+GIB = 2**30
+FITS = Figures(
+    "training step",
+    10 * GIB,
+    {"weights": 6 * GIB, "activations": 4 * GIB},
+    "832x480, 81 frames, batch of 1",
+    vram=24 * GIB,
+    fits=True,
+    complete=True,
+)
+TOO_MUCH = replace(FITS, vram=8 * GIB, fits=False, complete=False)
+WAY = Way(
+    [({"gradient_checkpointing": True}, "slower"), ({"datasets.demo-clips.resolution": 96.0}, "clips are <smaller>")],
+    7 * GIB,
+    True,
+)
+
+
+@pytest.fixture(autouse=True)
+def _on_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(surroundings.VARIABLE, "0")
+    monkeypatch.setattr(form_debounce, "REST", 0.0)
+    monkeypatch.setattr(form_memory, "REST", 0.05)
+    monkeypatch.setattr("tunerkit_widgets.memory_row.REST", 0.05)
+    monkeypatch.setattr(form_memory, "IDLE", 0.2)
+    monkeypatch.delenv(texts.VARIABLE, raising=False)
+    yield
+    texts.choose_language(None)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+    """What was asked; a GPU of 8 GiB is too small, until `gradient_checkpointing` is on."""
+    questions: list[Question] = []
+
+    def ask(_: PlanProcess, question: Question) -> Iterator[Figures]:
+        questions.append(question)
+        if question.vram_gib != 8 or question.config.gradient_checkpointing:
+            yield FITS
+            return
+        yield TOO_MUCH
+        yield replace(TOO_MUCH, way=WAY, complete=True)
+
+    monkeypatch.setattr(PlanProcess, "ask", ask)
+    return questions
+
+
+@pytest.fixture
+def form(project: Path) -> tw.SetupForm:
+    form = tw.SetupForm(project)
+    wait(lambda: "Counting" not in form.length.value)
+    return form
+
+
+def edit(widget: Any, value: Any) -> None:
+    """What the page sends when somebody edits a field or chooses from a list."""
+    widget.value = value
+
+
+def wait(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Until something that a thread does is done."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def planned(form: tw.SetupForm) -> str:
+    """The bar and the line below it, as soon as they are there."""
+    wait(lambda: "role='img'" in form.memory.said.value)
+    return form.memory.said.value
+
+
+# When it is planned --------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_planned_unasked_and_then_plans_follow_the_settings(
+    form: tw.SetupForm, asked: list[Question]
+) -> None:
+    edit(form.fields["lora_rank"].control, 4)
+    time.sleep(0.15)
+    assert "not planned yet" in form.memory.said.value
+    assert [part.layout.display for part in form.memory.box.children] == [None, None, "none"]
+    assert asked == []
+    click(form.memory.plan_button)
+    assert "✓ Fits 24.0 GiB" in planned(form)
+    assert (asked[0].config.lora_rank, asked[0].vram_gib, asked[0].advise) == (4, None, True)
+    assert {one.bucket for one in asked[0].samples} == {one.bucket for one in tk.inspect_dataset(form.config).samples}
+    for rank in (5, 6, 7):
+        edit(form.fields["lora_rank"].control, rank)
+        assert "Planning" in form.memory.said.value
+    planned(form)
+    assert asked[-1].config.lora_rank == 7
+    assert len(asked) <= 3  # those that were typed on the way were skipped
+    count = len(asked)
+    edit(form.fields["learning_rate"].control, "2e-5")
+    assert "Fits" in form.memory.said.value  # it does not depend on that
+    assert len(asked) == count
+    wait(lambda: form._plans._thread is None)  # after a while, thread and process are let go
+    edit(form.fields["lora_rank"].control, 3)
+    planned(form)
+    assert asked[-1].config.lora_rank == 3
+    edit(form.fields["lora_rank"].control, -1)
+    assert form.memory.plan_button.disabled
+    assert "not planned yet" in form.memory.said.value
+
+
+def test_a_plan_that_comes_late_is_for_its_own_settings_only(
+    form: tw.SetupForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, going, seen = threading.Event(), threading.Event(), []
+
+    def ask(_: PlanProcess, question: Question) -> Iterator[Figures]:
+        seen.append(question.config.lora_rank)
+        going.set()
+        assert gate.wait(20)
+        yield replace(FITS, batch=f"rank {question.config.lora_rank}")
+
+    monkeypatch.setattr(PlanProcess, "ask", ask)
+    edit(form.fields["lora_rank"].control, 3)
+    click(form.memory.plan_button)
+    assert going.wait(20)
+    edit(form.fields["lora_rank"].control, 4)
+    assert "Planning" in form.memory.said.value
+    gate.set()
+    assert "rank 4" in planned(form)
+    assert seen == [3, 4]
+
+
+def test_where_threads_do_not_reach_the_page_the_button_waits(
+    form: tw.SetupForm, asked: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(form_debounce.sys.modules, "google.colab", re)
+    click(form.memory.plan_button)
+    assert "Fits" in form.memory.said.value
+    edit(form.fields["lora_rank"].control, 4)
+    assert "not planned yet" in form.memory.said.value
+    time.sleep(0.15)
+    assert len(asked) == 1
+
+
+# What is shown -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_makes_it_fit_is_applied_with_a_click(form: tw.SetupForm) -> None:
+    form.groups.selected_index = FOLDED.index("memory")
+    edit(form.memory.size, 8)
+    wait(lambda: form.memory.way is not None)
+    assert "✗ Does not fit 8.0 GiB" in form.memory.said.value
+    words = form.memory.advice.value
+    assert "gradient_checkpointing = true</code> (activations are computed again" in words
+    assert "resolution = 96" in words
+    assert "saves 3.0 GiB, and the run fits with 7.0 GiB" in words
+    click(form.memory.apply_button)
+    assert form.fields["gradient_checkpointing"].control.value is True
+    assert form.config.gradient_checkpointing
+    assert form.config.media_datasets[0].resolution == 96.0
+    assert "Fits 24.0 GiB" in planned(form)
+    assert form.memory.advice.value == ""
+    assert form.memory.apply_button.layout.display == "none"
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_is_applied_makes_a_preset_ones_own(form: tw.SetupForm) -> None:
+    edit(form.preset.control, "light")
+    form._state.changes["gradient_checkpointing"] = False
+    edit(form.memory.size, 8)
+    wait(lambda: form.memory.way is not None)
+    click(form.memory.apply_button)
+    assert form.preset.control.value == OWN
+
+
+def test_the_bar_shows_and_says_its_parts() -> None:
+    bar = bar_html(TOO_MUCH)
+    assert "aria-label='weights 6.0 GiB, activations 4.0 GiB, CUDA itself 512 MiB'" in bar
+    widths = [float(share) for share in re.findall(r"flex:none;width:([\d.]+)%", bar)]
+    assert sum(widths) == pytest.approx(100, abs=0.05)
+    assert widths[0] == pytest.approx(100 * 6 / 10.5, abs=0.01)
+    assert re.findall(r"left:([\d.]+)%", bar) == [f"{100 * 8 / 10.5:.2f}"] * 2  # the hatching, and the line
+    bar = bar_html(FITS)
+    assert re.search(r"width:25\.00%;background:var\(--jp-brand", bar)
+    assert "left:" not in bar
+    assert "left:" not in bar_html(replace(FITS, vram=None, fits=None))
+
+
+def test_a_plan_that_fails_says_why(form: tw.SetupForm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: Any) -> None:
+        raise tk.TunerkitError("no such <model>")
+
+    monkeypatch.setattr(PlanProcess, "ask", ask)
+    click(form.memory.plan_button)
+    wait(lambda: "no such &lt;model&gt;" in form.memory.said.value)
+    assert "Ready" in form.status.value
+
+
+def test_another_language_keeps_the_plan(form: tw.SetupForm, asked: list[Question]) -> None:
+    edit(form.memory.size, 8)
+    wait(lambda: form.memory.way is not None)
+    for code in ("hi", "ja", "es"):
+        edit(form.language, code)
+        words = texts.texts_of(code)
+        assert form.memory.size.value == 8
+        assert words["memory.weights"] in form.memory.said.value
+        assert words["preset.gradient_checkpointing"] in form.memory.advice.value
+        assert words["memory.resolution"] in form.memory.advice.value
+    assert len(asked) == 1
+
+
+# The process ---------------------------------------------------------------------------------------------------
+
+
+def test_answers_go_through_pipes(monkeypatch: pytest.MonkeyPatch, make_config: Any) -> None:
+    question = Question("key", tk.resolve(make_config()), (), 8, True)
+    change = SimpleNamespace(settings={"a": 1}, meaning="why", plan=SimpleNamespace(peak=3, fits=True))
+    plan = SimpleNamespace(
+        largest_phase=SimpleNamespace(name="validation", peak=9, parts={"weights": 9}),
+        largest=SimpleNamespace(label="a batch"),
+        vram=8,
+        fits=False,
+        changes=(change,),
+    )
+    monkeypatch.setattr(tk, "plan", lambda *_, **__: plan, raising=False)
+    sent = io.BytesIO(pickle.dumps(question) + pickle.dumps(question._replace(advise=False)))
+    answers = io.BytesIO()
+    plan_process.serve(sent, answers)
+    answers.seek(0)
+    found = [pickle.load(answers) for _ in range(5)]
+    assert answers.read() == b""
+    first = Figures("validation", 9, {"weights": 9}, "a batch", 8, False)
+    full = replace(first, way=Way([({"a": 1}, "why")], 3, True), complete=True)
+    assert found == [first, full, None, replace(first, complete=True), None]
+
+
+def test_a_plan_of_the_real_process(project: Path) -> None:
+    config, process = tk.resolve(tk.load_config(project)), PlanProcess()
+    try:
+        answers = list(process.ask(Question("", config, (), 80, True)))
+        with pytest.raises(tk.ConfigError) as wrong:
+            tk.plan(config, -1.0)
+        with pytest.raises(tk.TunerkitError, match=re.escape(str(wrong.value))):
+            list(process.ask(Question("", config, (), -1.0, True)))
+        child = process._process
+        assert child is not None
+    finally:
+        process.close()
+    assert child.poll() is not None
+    assert [(one.fits, one.complete) for one in answers] == [(True, True)]
+    assert sum(answers[0].parts.values()) == answers[0].peak > 2**20
+
+
+def test_a_process_that_dies_is_told(make_config: Any) -> None:
+    process = PlanProcess()
+    dying = [sys.executable, "-c", "import sys; sys.stdin.buffer.read(1); sys.exit(3)"]
+    process._process = subprocess.Popen(dying, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with pytest.raises(tk.TunerkitError, match="has ended with code 3"):
+        list(process.ask(Question("", make_config(), (), 80, True)))
+    process.close()

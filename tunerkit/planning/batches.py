@@ -1,0 +1,237 @@
+"""The largest batch of a run, and stand-ins of its tensors without content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunerkit.data.sampler import Draw
+from tunerkit.dtypes import text_dtype
+from tunerkit.families.base import Audio, Batch
+from tunerkit.training.batches import Drawn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.data.samples import Sample
+    from tunerkit.families.base import Family
+
+FLOAT32 = 4
+AUDIO_COMPRESSION = 4
+"""Spectra that one latent of LTX-2's audio VAE stands for."""
+
+
+@dataclass(frozen=True)
+class Largest:
+    """What the largest batch of a run is made of.
+
+    Attributes:
+        width, height: pixels.
+        frames: of a clip.
+        fps: frames per second.
+        clips: samples of the batch.
+        sound: seconds of sound of each clip; None = trained without.
+        first_frame: whether first frames are given.
+        mask: whether there are masks.
+        tokens: of a text, where its length is not fixed.
+    """
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+    clips: int
+    sound: float | None = None
+    first_frame: bool = False
+    mask: bool = False
+    tokens: int = 512
+
+    @property
+    def label(self) -> str:
+        """`832x480, 81 frames, 1 clip`."""
+        heard = "" if self.sound is None else f", {self.sound:.2f} s of sound"
+        return f"{self.width}x{self.height}, {self.frames} frames{heard}, batch of {self.clips}"
+
+
+def largest_batch(config: TrainConfig, family: Family, samples: Sequence[Sample] = ()) -> Largest:
+    """The largest batch: of the samples where there are any, else as the settings say."""
+    found = [_of_sample(config, sample) for sample in samples] or [_of_settings(config, family)]
+    return max(found, key=lambda one: (one.width * one.height * one.frames * one.clips, one.sound or 0.0))
+
+
+def _of_sample(config: TrainConfig, sample: Sample) -> Largest:
+    sizes = {dataset.id: dataset.train_batch_size for dataset in config.media_datasets}
+    return Largest(
+        *sample.size,
+        frames=len(sample.frame_indices),
+        fps=sample.fps,
+        clips=int(sizes.get(sample.dataset) or config.train_batch_size),
+        sound=None if sample.sound is None else sample.sound.seconds,
+        first_frame=sample.is_i2v,
+        mask=sample.mask is not None,
+    )
+
+
+def _of_settings(config: TrainConfig, family: Family) -> Largest:
+    """Of the dataset with the longest clips: a picture of the resolution's area in the model's own shape."""
+    datasets = config.media_datasets
+    frames = {one.id: one.video.num_frames or config.validation_num_video_frames or 1 for one in datasets}
+    longest = max(datasets, key=lambda one: frames[one.id])
+    count = family.legal_frames(frames[longest.id]) if longest.dataset_type == "video" else 1
+    fps = float(config.framerate or family.framerate)
+    width, height = _size(config, family, *config.resolution_of(longest))
+    return Largest(
+        width,
+        height,
+        count,
+        fps,
+        int(longest.train_batch_size or config.train_batch_size),
+        sound=count / fps if config.trains_sound else None,
+        first_frame=bool(longest.video.is_i2v) or family.image_to_video(config),
+    )
+
+
+def _size(config: TrainConfig, family: Family, resolution: float | None, kind: str) -> tuple[int, int]:
+    """Width and height of a landscape picture of this resolution, in the shape that the family renders."""
+    shape = max(config.validation_sizes or family.model_sizes(config), key=lambda size: size[0] * size[1])
+    if kind == "model" or resolution is None:
+        return max(family.model_sizes(config), key=lambda size: size[0] * size[1])
+    aspect = shape[0] / shape[1]
+    if kind == "pixel":  # the shorter edge
+        height = resolution if aspect >= 1 else resolution / aspect
+    else:
+        area = resolution * 1e6 if kind == "area" else resolution**2
+        height = (area / aspect) ** 0.5
+    multiple = family.multiple(config)
+    width, height = (max(multiple, round(edge / multiple) * multiple) for edge in (height * aspect, height))
+    return width, height
+
+
+class Stand:
+    """Makes batches without content for one model.
+
+    Args:
+        settings: configuration of each component by its name, as far as it is needed.
+    """
+
+    def __init__(self, config: TrainConfig, family: Family, settings: Callable[[Any], Mapping[str, Any]]) -> None:
+        self._config, self._family = config, family
+        self._transformer, self._vae, self._settings = settings("transformer"), settings("vae"), settings
+
+    def drawn(self, largest: Largest) -> Drawn:
+        """A batch with its noise, on the CPU, as the data loader gives it."""
+        batch = self.batch(largest)
+        audio = batch.audio
+        return Drawn(
+            Draw(0, 0, tuple(range(largest.clips))),
+            batch,
+            sigma=torch.empty(largest.clips),
+            noise=torch.empty_like(batch.latents),
+            audio_sigma=torch.empty(largest.clips) if audio and self._config.audio_sigma == "independent" else None,
+            audio_noise=torch.empty_like(audio.latents) if audio else None,
+        )
+
+    def batch(self, largest: Largest) -> Batch:
+        latents = torch.empty(largest.clips, *self.latent_shape(largest))
+        given = torch.ones(largest.clips, dtype=torch.bool) if largest.first_frame else None
+        alone = given is not None and self._family.encodes_first_frame
+        return Batch(
+            latents=latents,
+            text=self.text(largest),
+            fps=torch.full((largest.clips,), largest.fps),
+            first_frame=given,
+            image=latents[:, :, :1].clone() if alone else None,
+            first_frame_method=self._config.first_frame_conditioning_method,
+            loss_mask=torch.ones_like(latents[:, :1]) if largest.mask else None,
+            audio=self._audio(largest),
+            names=("clip",) * largest.clips,
+        )
+
+    def latent_shape(self, largest: Largest) -> tuple[int, int, int, int]:
+        """Channels, frames, height and width of a clip's latents."""
+        vae = self._vae
+        channels = vae.get("latent_channels") or vae.get("z_dim") or 16
+        factor = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial") or 8
+        frames = self._family.latent_frames(largest.frames)
+        return int(channels), frames, largest.height // int(factor), largest.width // int(factor)
+
+    @property
+    def alone(self) -> int:
+        """Latent frames that a first frame makes that is encoded alone as well."""
+        return int(self._family.encodes_first_frame)
+
+    @property
+    def audio_width(self) -> int:
+        """Channels of a latent of sound."""
+        return int(self._transformer["audio_in_channels"])
+
+    def text(self, largest: Largest) -> dict[str, torch.Tensor]:
+        """The cached tensors of a batch's texts."""
+        clips, dtype, model = largest.clips, text_dtype(self._config), self._transformer
+        if self._family.name == "sanavideo":
+            from tunerkit.families.sana_video.text import TOKENS
+
+            return {
+                "prompt_embeds": torch.empty(clips, TOKENS, model["caption_channels"], dtype=dtype),
+                "prompt_attention_mask": torch.ones(clips, TOKENS, dtype=torch.int64),
+            }
+        if self._family.name == "ltxvideo2":
+            from tunerkit.families.ltx2.text import TOKENS
+
+            inside = model.get("use_prompt_embeddings", True)
+            widths = [
+                model["caption_channels"] if inside else model[key]
+                for key in ("cross_attention_dim", "audio_cross_attention_dim")
+            ]
+            names = ("prompt_embeds", "audio_prompt_embeds")
+            return {
+                name: torch.empty(clips, TOKENS, width, dtype=dtype) for name, width in zip(names, widths, strict=True)
+            }
+        return {
+            "prompt_embeds": torch.empty(clips, largest.tokens, model["in_text_dim"], dtype=dtype),
+            "pooled": torch.empty(clips, model["in_text_dim2"], dtype=dtype),
+        }
+
+    def _audio(self, largest: Largest) -> Audio | None:
+        if largest.sound is None:
+            return None
+        length = self.audio_latents(largest.sound)
+        conditioned = self._config.sound_conditioning_probability > 0
+        return Audio(
+            latents=torch.empty(largest.clips, length, self.audio_width),
+            heard=torch.ones(largest.clips, dtype=torch.bool),
+            given=torch.zeros(largest.clips, dtype=torch.bool) if conditioned else None,
+            loss_weight=self._config.audio_loss_weight,
+        )
+
+    def audio_latents(self, seconds: float) -> int:
+        """Latents of so much sound."""
+        from tunerkit.families.ltx2.sound import audio_latents
+
+        vae = self._settings("audio_vae")
+        return audio_latents(seconds, vae["sample_rate"] / vae["mel_hop_length"] / AUDIO_COMPRESSION)
+
+
+def latent_bytes(stand: Stand, config: TrainConfig, sample: Sample) -> int:
+    """Bytes of a clip's cached latents and sound."""
+    one = _of_sample(config, sample)
+    channels, frames, height, width = stand.latent_shape(one)
+    picture = channels * (frames + stand.alone) * height * width
+    heard = 0 if one.sound is None else stand.audio_latents(one.sound) * stand.audio_width
+    return (picture + heard) * FLOAT32
+
+
+def tensors_of(drawn: Drawn) -> Iterator[torch.Tensor]:
+    """Every tensor of a batch and of its draws."""
+    batch, audio = drawn.batch, drawn.batch.audio
+    values: list[Any] = [
+        drawn.sigma, drawn.noise, drawn.audio_sigma, drawn.audio_noise, batch.latents, *batch.text.values(), batch.fps,
+        batch.first_frame, batch.image, batch.loss_mask,
+    ]  # fmt: skip
+    if audio is not None:
+        values += [audio.latents, audio.heard, audio.given]
+    yield from (one for one in values if one is not None)

@@ -1,0 +1,153 @@
+"""The training step of a model of full size, from traces of a few of its blocks.
+
+Blocks are alike, so every stretch of a step takes what it takes for two blocks, and for every further block as much
+more as the third one adds. For two and more this is exact: the first block, before which nothing is learned, and the
+last one, behind which the loss is, are both there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.memory.offload_groups import check_depth, swapped_blocks
+from tunerkit.planning.architectures import depth_of, transformer_on_meta, with_depth
+from tunerkit.planning.batches import Largest, Stand
+from tunerkit.planning.seconds import Work
+from tunerkit.planning.step import MOST_MICRO_BATCHES, trace_step
+from tunerkit.planning.tracker import WEIGHTS, Segment
+
+if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
+    from tunerkit.families.base import Family
+
+FEWEST = 2
+"""Blocks from which on every further one adds the same."""
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """A training step.
+
+    Attributes:
+        segments: its stretches in order, for as many micro-batches as were traced.
+        host: bytes of weights that wait in RAM.
+        micro_batches: how many were traced, of all.
+        of: micro-batches of the step.
+    """
+
+    segments: tuple[Segment, ...]
+    host: int
+    micro_batches: int
+    of: int
+
+    @property
+    def largest(self) -> Segment:
+        """The stretch with the highest peak."""
+        return max(self.segments, key=lambda one: one.peak)
+
+    @property
+    def work(self) -> Work:
+        """Of the whole step; every micro-batch takes as much as those that were traced."""
+        return sum((one.work for one in self.segments), start=Work()) * (self.of / self.micro_batches)
+
+
+def training_step(
+    config: TrainConfig, family: Family, settings: Mapping[str, Any], stand: Stand, largest: Largest
+) -> TracedStep:
+    """Trace the training step of a configuration.
+
+    Args:
+        settings: configuration of the transformer.
+        stand: makes its batches.
+        largest: the batch.
+
+    Raises:
+        ConfigError: the settings do not fit the transformer.
+    """
+    depth = depth_of(settings)
+    on_disk = config.group_offload_to_disk_path is not None
+    if on_disk:
+        config = config.model_copy(update={"group_offload_to_disk_path": None})  # nothing is written
+
+    def trace(blocks: int, config: TrainConfig = config) -> tuple[list[Segment], int]:
+        transformer = transformer_on_meta(with_depth(settings, blocks), config, family)
+        return trace_step(config, family, transformer, lambda: stand.drawn(largest), alike=blocks)
+
+    group = config.group_offload_blocks_per_group
+    grouped = config.enable_group_offload and config.group_offload_type == "block_level" and group > 1
+    step = group if grouped else 1
+    few, more = FEWEST * step, (FEWEST + 1) * step
+    if config.musubi_blocks_to_swap:
+        segments, host = _swapped(config, family, settings, trace)
+    elif depth <= more:
+        segments, host = trace(depth)
+    else:
+        segments, host = _extrapolated(trace(few), trace(more), few, more, depth)
+    count = config.gradient_accumulation_steps
+    return TracedStep(tuple(segments), 0 if on_disk else host, min(count, MOST_MICRO_BATCHES), count)
+
+
+def _swapped(
+    config: TrainConfig,
+    family: Family,
+    settings: Mapping[str, Any],
+    trace: Callable[[int, TrainConfig], tuple[list[Segment], int]],
+) -> tuple[list[Segment], int]:
+    """As if all blocks were swapped, and on top the weights of those that stay: where the swapped ones are, among the
+    few that are traced, would be another pattern than among all."""
+    depth = depth_of(settings)
+    whole = transformer_on_meta(settings, config, family)
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in family.blocks(whole)]
+    check_depth(config, len(sizes))
+    swapped = swapped_blocks(len(sizes), config.musubi_blocks_to_swap)
+    moved = sum(sizes[number] for number in swapped)
+    staying = sum(sizes) - moved
+    all_swapped = config.model_copy(
+        update={
+            "musubi_blocks_to_swap": 0,
+            "enable_group_offload": True,
+            "group_offload_type": "block_level",
+            "group_offload_blocks_per_group": 1,
+            "group_offload_use_stream": len(swapped) > 1,  # whether a second one is on its way
+            "group_offload_to_disk_path": None,
+        }
+    )
+    if depth <= FEWEST + 1:
+        segments, _ = trace(depth, all_swapped)
+    else:
+        few, more = trace(FEWEST, all_swapped), trace(FEWEST + 1, all_swapped)
+        segments, _ = _extrapolated(few, more, FEWEST, FEWEST + 1, depth)
+    share = moved / sum(sizes)
+    return [_with_weights(one, staying, share) for one in segments], moved
+
+
+def _with_weights(segment: Segment, more: int, share: float) -> Segment:
+    """With `more` bytes of weights, and only this `share` of what is copied."""
+    parts = {**segment.parts, WEIGHTS: segment.parts.get(WEIGHTS, 0) + more}
+    work = replace(segment.work, link_beside=segment.work.link_beside * share)
+    return Segment(segment.name, segment.peak + more, parts, work)
+
+
+def _extrapolated(
+    few: tuple[list[Segment], int], more: tuple[list[Segment], int], at: int, then: int, depth: int
+) -> tuple[list[Segment], int]:
+    """Straight lines through what `at` and `then` blocks take, at `depth` blocks."""
+    further = (depth - at) / (then - at)
+    segments = [_line(one, other, further) for one, other in zip(few[0], more[0], strict=True)]
+    return segments, _further(few[1], more[1], further)
+
+
+def _line(few: Segment, more: Segment, further: float) -> Segment:
+    names = dict.fromkeys([*few.parts, *more.parts])
+    return Segment(
+        few.name,
+        _further(few.peak, more.peak, further),
+        {name: _further(few.parts.get(name, 0), more.parts.get(name, 0), further) for name in names},
+        few.work + (more.work + few.work * -1) * further,
+    )
+
+
+def _further(low: int, high: int, further: float) -> int:
+    return low + round((high - low) * further)

@@ -1,0 +1,206 @@
+"""What a run takes of a GPU's memory, planned beside a form, and in words. No widgets here."""
+
+from __future__ import annotations
+
+import html
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import tunerkit as tk
+from tunerkit_widgets.guard import ERROR_COLOUR, GOOD_COLOUR, QUIET_COLOUR
+from tunerkit_widgets.memory_bar import bar_html, size_words
+from tunerkit_widgets.plan_process import Figures, PlanProcess, Question
+from tunerkit_widgets.setting_field import as_text
+from tunerkit_widgets.texts import text
+
+REST = 1.0
+"""Seconds without another edit after which settings are planned: a trace takes longer than a count."""
+IDLE = 300.0
+"""Seconds without anything to plan after which the process is let go, with its RAM."""
+_OTHER_GROUPS = ("checkpoints",)
+_OTHER_NAMES = frozenset({"max_train_steps", "num_train_epochs", "learning_rate", "seed", "output_dir", "cache_dir"})
+
+PHASES = {
+    "text encoding": "memory.text_encoding",
+    "clip encoding": "memory.clip_encoding",
+    "loading": "memory.loading",
+    "training step": "memory.training_step",
+    "validation": "memory.validation",
+    "checkpoint": "memory.checkpoint",
+}
+MEANINGS = {
+    "gradient_checkpointing": "preset.gradient_checkpointing",
+    "train_batch_size": "preset.train_batch_size",
+    "vae_enable_tiling": "preset.vae_enable_tiling",
+    "optimizer": "preset.optimizer",
+    "musubi_blocks_to_swap": "preset.musubi_blocks_to_swap",
+    "base_model_precision": "preset.base_model_precision",
+    "vae_batch_size": "memory.vae_batch_size",
+    "vae_enable_patch_conv": "memory.vae_enable_patch_conv",
+    "group_offload_text_encoder": "memory.group_offload_text_encoder",
+    "group_offload_type": "memory.group_offload_type",
+    "ema_device": "memory.ema_device",
+    "validation_num_video_frames": "memory.validation_num_video_frames",
+    "validation_disable": "memory.validation_disable",
+    "num_frames": "memory.num_frames",
+    "resolution": "memory.resolution",
+}
+"""What a change means, by the last part of a setting's name; a change of several has one that is here."""
+
+
+class Planned(NamedTuple):
+    """What was planned.
+
+    Attributes:
+        key: of the question.
+        figures: None where there is no plan.
+        trouble: why, in words.
+    """
+
+    key: str
+    figures: Figures | None = None
+    trouble: str = ""
+
+
+class MemoryPlans:
+    """Plans in a process that a thread waits for, one plan at a time; figures are only ever given for the settings that
+    they were planned for.
+
+    Args:
+        tell: called from the thread with every answer; must not raise.
+
+    Attributes:
+        asked: whether somebody wanted a plan: from then on, plans follow the settings.
+    """
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self.asked = False
+        self._tell = tell
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._process = PlanProcess()
+        self._wanted: Question | None = None
+        self._rest = REST
+        self._current = ""
+        self._planned: Planned | None = None
+
+    def of(self, question: Question) -> Planned | None:
+        """What was planned; None where that was not done yet."""
+        with self._changed:
+            return self._planned if self._planned is not None and self._planned.key == question.key else None
+
+    def start(self, question: Question, rest: float = REST) -> None:
+        """Plan, next if something else is being planned, unless other settings follow within `rest` seconds."""
+        with self._changed:
+            if question.key == self._current:
+                self._wanted = None
+                return
+            self._wanted, self._rest = question, rest
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="tunerkit-plan", daemon=True)
+                self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being planned."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._wanted is None and not self._current)
+
+    def _work(self) -> None:
+        while (question := self._next()) is not None:
+            planned = None
+            try:
+                for figures in self._process.ask(question):
+                    self._take(Planned(question.key, figures))
+            except Exception as error:
+                planned = Planned(question.key, trouble=str(error) or type(error).__name__)
+            self._take(planned, last=True)
+
+    def _next(self) -> Question | None:
+        """What to plan next; None after a long time without."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._wanted is not None, IDLE):
+                self._process.close()
+                self._thread = None
+                return None
+            while self._changed.wait(self._rest):
+                pass
+            question, self._wanted = self._wanted, None
+            assert question is not None
+            self._current = question.key
+            return question
+
+    def _take(self, planned: Planned | None, *, last: bool = False) -> None:
+        with self._changed:
+            self._planned = planned or self._planned
+            if last:
+                self._current = ""
+                self._changed.notify_all()
+        self._tell()
+
+
+def question(config: tk.TrainConfig, samples: Sequence[Any], vram_gib: float | None, *, advise: bool) -> Question:
+    """What to plan for resolved settings.
+
+    Args:
+        samples: what is trained on, where it is known.
+        vram_gib: memory of the GPU in GiB; None = of this machine's.
+        advise: whether to look for what makes it fit.
+    """
+    kinds = {(one.dataset, one.bucket, one.fps, one.is_i2v, one.mask is None): one for one in samples}
+    key = f"{vram_gib} {advise} {sorted(kinds)} {config.model_dump_json(exclude=_other_names())}"
+    return Question(key, config, tuple(kinds.values()), vram_gib, advise)
+
+
+@cache
+def _other_names() -> set[str]:
+    """The settings that a plan cannot depend on."""
+    return {info.name for info in tk.describe() if info.group in _OTHER_GROUPS} | _OTHER_NAMES
+
+
+# Words ---------------------------------------------------------------------------------------------------------
+
+
+def plan_html(figures: Figures) -> str:
+    """The bar, and a line on whether it fits."""
+    words = text("memory.peak", peak=size_words(figures.peak), phase=text(PHASES[figures.phase]), batch=figures.batch)
+    if figures.vram is None:
+        colour, verdict = QUIET_COLOUR, text("memory.no_gpu")
+    elif figures.fits:
+        colour, verdict = GOOD_COLOUR, "✓ " + text("memory.fits", vram=size_words(figures.vram))
+    else:
+        colour, verdict = ERROR_COLOUR, "✗ " + text("memory.too_much", vram=size_words(figures.vram))
+    line = f"<b style='color:{colour}'>{html.escape(verdict)}</b> {html.escape(words)}"
+    return f"{bar_html(figures)}<div style='line-height:1.4'>{line}</div>"
+
+
+def way_html(figures: Figures) -> str:
+    """What makes it fit, or that it is being looked for; empty where there is no need."""
+    if figures.fits is not False:
+        return ""
+    if not figures.complete:
+        return quiet(text("memory.searching"))
+    if figures.way is None:
+        return quiet(text("memory.no_way"))
+    way = figures.way
+    named = ", ".join(_change_html(settings, words) for settings, words in way.changes)
+    effect = text(
+        "memory.then_fits" if way.fits else "memory.then",
+        saved=size_words(figures.peak - way.peak),
+        peak=size_words(way.peak),
+    )
+    return f"<div style='line-height:1.4'>{named}: {html.escape(effect)}</div>"
+
+
+def _change_html(settings: Mapping[str, Any], words: str) -> str:
+    """A change, and what it does and costs: in the reader's language where there is a text for it."""
+    named = ", ".join(f"{name} = {as_text(value)}" for name, value in settings.items())
+    keys = [MEANINGS[last] for name in settings if (last := name.rpartition(".")[2]) in MEANINGS]
+    meaning = text(keys[-1]) if keys else words
+    return f"<code style='font-size:inherit'>{html.escape(named)}</code> ({html.escape(meaning)})"
+
+
+def quiet(words: str) -> str:
+    return f"<span style='color:{QUIET_COLOUR}'>{html.escape(words)}</span>"
