@@ -25,6 +25,7 @@ SHARED = ("browser", "kandinsky5_projects", "ltx2_projects")
 """Fixtures that take long to make, or are in each other's way: one browser at a time, so that its videos play."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file stay in one process, and so do all that need one of the `SHARED` fixtures.
 

@@ -138,14 +138,14 @@ def test_what_does_not_fit_stays() -> None:
 @pytest.fixture(params=["sanavideo", "ltxvideo2", "kandinsky5-video"])
 def make(
     request: pytest.FixtureRequest,
-    pristine_project: Path,
+    project: Path,
     ltx2_projects: dict[str, Path],
     kandinsky5_projects: Callable[[str], Path],
     tmp_path: Path,
 ) -> MakeConfig:
     """Settings of a family's demo project, that write to a folder of the test."""
     path = {
-        "sanavideo": lambda: pristine_project / "config.json",
+        "sanavideo": lambda: project / "config.json",
         "ltxvideo2": lambda: ltx2_projects["dev"],
         "kandinsky5-video": lambda: kandinsky5_projects("t2v-lite-sft-5s"),
     }[request.param]()

@@ -223,7 +223,7 @@ def test_full_fine_tuning_gets_an_optimizer_without_masters(form: tw.SetupForm) 
     [({}, "int8"), ({"base_model_precision": "nf4"}, "nf4"), ({"lora_init_type": "pissa"}, "no_change")],
 )
 def test_frozen_weights_are_rounded_where_nothing_needs_them_in_full(
-    project: Path, settings: dict[str, str], precision: str
+    project: Path, settings: dict[str, Any], precision: str
 ) -> None:
     form = tw.SetupForm(project, **settings)
     assert not form.problems
@@ -411,11 +411,13 @@ def test_a_burst_of_edits_is_checked_few_times_and_at_its_end(form: tw.SetupForm
     for end in range(1, len(prompt) + 1):
         edit(form.fields["validation_prompt"].control, prompt[:end])
     edit(form.fields["lora_rank"].control, -3)
-    assert form._state.changes["validation_prompt"] == "a"  # nothing but the first letter was checked
+    checked = form._state.changes["validation_prompt"]  # the first letter, and few more where the machine is busy
+    assert checked != prompt
+    assert prompt.startswith(checked)
     with pytest.raises(tk.ConfigError, match="lora_rank"):
         _ = form.config  # and yet the settings are those in the fields
     wait(lambda: "whole number" in form.fields["lora_rank"].message.value, 5)
-    assert len(checks) == 2
+    assert 2 <= len(checks) <= 4
     edit(form.fields["lora_rank"].control, 4)
     assert form.config.validation_prompt == prompt
 
