@@ -17,9 +17,10 @@ from scipy import stats
 
 import tunerkit as tk
 from tunerkit.demo import kandinsky5
-from tunerkit.families.base import Batch, RenderRequest
+from tunerkit.families.batch import Batch
 from tunerkit.families.kandinsky5 import objective
 from tunerkit.families.kandinsky5.family import FAMILY
+from tunerkit.families.rendering import RenderRequest
 from tunerkit.training.blocks import BlockRunner
 from tunerkit.training.weights import add_adapter
 

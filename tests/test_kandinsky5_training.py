@@ -13,8 +13,8 @@ from kandinsky5_stock import stock_pipeline
 from PIL import Image
 
 import tunerkit as tk
-from tunerkit.families.base import RenderRequest
 from tunerkit.families.pipelines import any_precision
+from tunerkit.families.rendering import RenderRequest
 
 MakeConfig = Callable[..., tk.TrainConfig]
 PROMPT = "A red ball moves to the right across a green field."

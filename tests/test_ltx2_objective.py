@@ -14,8 +14,9 @@ import torch
 from scipy import stats
 
 import tunerkit as tk
-from tunerkit.families.base import Audio, Batch, RenderRequest
+from tunerkit.families.batch import Audio, Batch
 from tunerkit.families.ltx2 import objective
+from tunerkit.families.rendering import RenderRequest
 
 FAMILY = tk.family("ltxvideo2")
 GRID = (3, 2, 4)

@@ -15,7 +15,7 @@ import torch
 
 import tunerkit as tk
 from tunerkit.data.sampler import Draw
-from tunerkit.families.base import Audio, Batch
+from tunerkit.families.batch import Audio, Batch
 from tunerkit.memory import offload_groups
 from tunerkit.memory.offload import Group, Offloader
 from tunerkit.memory.offload_groups import in_ram, leaves, offload

@@ -18,7 +18,8 @@ from scipy import stats
 import tunerkit as tk
 from tunerkit.errors import ModelError
 from tunerkit.families import checkpoint_files, flow
-from tunerkit.families.base import Batch, RenderRequest
+from tunerkit.families.batch import Batch
+from tunerkit.families.rendering import RenderRequest
 from tunerkit.families.sana_video import objective
 from tunerkit.training.blocks import BlockRunner
 

@@ -17,7 +17,7 @@ from tunerkit.cache.encode import EncodingError, LatentEncoder
 from tunerkit.demo.ltx2_vaes import averaging_video_vae
 from tunerkit.demo.wan_vae import averaging_wan_vae
 from tunerkit.errors import ModelError
-from tunerkit.families.base import RenderRequest
+from tunerkit.families.rendering import RenderRequest
 from tunerkit.families.sana_video.family import SanaVideo
 from tunerkit.memory.vae_parts import obstacle, work_in_parts, work_whole
 from tunerkit.memory.vae_sizes import FRAMES, MOST_FRAMES, Parts, frames_that_fit

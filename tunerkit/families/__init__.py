@@ -9,7 +9,8 @@ from functools import cache
 from importlib import import_module
 
 from tunerkit.errors import ConfigError, Problem
-from tunerkit.families.base import Batch, Family, Flavour
+from tunerkit.families.base import Family, Flavour
+from tunerkit.families.batch import Batch
 
 __all__ = ["Batch", "Family", "Flavour", "get", "names"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from tunerkit.families.base import Batch
+    from tunerkit.families.batch import Batch
 
 TIMESTEPS = 1000.0
 """Models are told sigma * 1000."""

@@ -10,7 +10,7 @@ import torch
 
 from tunerkit.data.sampler import Draw
 from tunerkit.dtypes import text_dtype
-from tunerkit.families.base import Audio, Batch
+from tunerkit.families.batch import Audio, Batch
 from tunerkit.training.batches import Drawn
 
 if TYPE_CHECKING:

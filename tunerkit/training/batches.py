@@ -16,7 +16,8 @@ from tunerkit.cache.store import CacheEntryError
 from tunerkit.data.sampler import Draw, batch_plan
 from tunerkit.draws import generator
 from tunerkit.errors import TunerkitError
-from tunerkit.families.base import Audio, Batch, Family, LossParts, TextKind
+from tunerkit.families.base import Family, TextKind
+from tunerkit.families.batch import Audio, Batch, LossParts
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig

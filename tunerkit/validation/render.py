@@ -13,7 +13,7 @@ from tunerkit.cache.store import CacheEntryError
 from tunerkit.config.prompts import ValidationPrompt
 from tunerkit.devices import free_memory
 from tunerkit.errors import ConfigError, Problem
-from tunerkit.families.base import Rendered, RenderRequest
+from tunerkit.families.rendering import Rendered, RenderRequest
 from tunerkit.files import write_json
 from tunerkit.validation.first_frames import FirstFrames, UnreadableFrameError
 from tunerkit.validation.inputs import (

@@ -13,8 +13,10 @@ from tunerkit.config.precisions import text_precisions
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families import checkpoint_files as files
-from tunerkit.families.base import Batch, Family, LossParts, PublishedComponent, Rendered, RenderRequest, TextKind
+from tunerkit.families.base import Family, PublishedComponent, TextKind
+from tunerkit.families.batch import Batch, LossParts
 from tunerkit.families.kandinsky5 import flavours
+from tunerkit.families.rendering import Rendered, RenderRequest
 
 if TYPE_CHECKING:
     import torch

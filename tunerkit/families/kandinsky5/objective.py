@@ -12,13 +12,13 @@ import torch
 from diffusers import Kandinsky5T2VPipeline
 
 from tunerkit.families import flow
-from tunerkit.families.base import LossParts
+from tunerkit.families.batch import LossParts
 from tunerkit.families.kandinsky5.attention import PIXEL_MULTIPLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tunerkit.families.base import Batch
+    from tunerkit.families.batch import Batch
 
 
 def sample_sigmas(count: int, shift: float, source: torch.Generator) -> torch.Tensor:

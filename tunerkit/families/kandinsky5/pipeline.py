@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5I2VPipeline, Kandinsky5T2VPipeline
 
-from tunerkit.families.base import Rendered
 from tunerkit.families.checkpoint_files import base_source, readable
 from tunerkit.families.pipelines import any_precision, as_bytes
+from tunerkit.families.rendering import Rendered
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
-    from tunerkit.families.base import RenderRequest
+    from tunerkit.families.rendering import RenderRequest
 
 
 def build(config: TrainConfig, transformer: Any, vae: Any, *, image_to_video: bool) -> Any:

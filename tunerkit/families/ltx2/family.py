@@ -12,20 +12,11 @@ from tunerkit.config.memory_rules import check_depth
 from tunerkit.config.precisions import text_precisions
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
-from tunerkit.families.base import (
-    Batch,
-    Component,
-    Family,
-    Flavour,
-    LossParts,
-    PublishedComponent,
-    Rendered,
-    RenderRequest,
-    SoundFormat,
-    TextKind,
-)
+from tunerkit.families.base import Component, Family, Flavour, PublishedComponent, SoundFormat, TextKind
+from tunerkit.families.batch import Batch, LossParts
 from tunerkit.families.checkpoint_files import require_class
 from tunerkit.families.ltx2 import checkpoint as files
+from tunerkit.families.rendering import Rendered, RenderRequest
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunerkit.families import flow
-from tunerkit.families.base import LossParts
+from tunerkit.families.batch import LossParts
 
 if TYPE_CHECKING:
-    from tunerkit.families.base import Audio, Batch
+    from tunerkit.families.batch import Audio, Batch
 
 LOW_QUANTILE, HIGH_QUANTILE = -2.5758293035489004, 3.090232306167813
 """Of the standard normal: 0.5 % and 99.9 %. The density between them is stretched over the whole range."""

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
 
-from tunerkit.families.base import Rendered
 from tunerkit.families.ltx2.checkpoint import checkpoint_of
 from tunerkit.families.ltx2.objective import official_gates
 from tunerkit.families.ltx2.sound import encode_sound
 from tunerkit.families.pipelines import any_precision, as_bytes
+from tunerkit.families.rendering import Rendered
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
-    from tunerkit.families.base import RenderRequest
+    from tunerkit.families.rendering import RenderRequest
 
 IMAGE_CRF = 33
 """H.264 quality that a first frame goes through before it is encoded, as in the training of 2.0 to 2.3."""

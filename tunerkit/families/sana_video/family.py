@@ -13,16 +13,9 @@ from tunerkit.config.precisions import text_precisions
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import Note, Problem
 from tunerkit.families import checkpoint_files as files
-from tunerkit.families.base import (
-    Batch,
-    Family,
-    Flavour,
-    LossParts,
-    PublishedComponent,
-    Rendered,
-    RenderRequest,
-    TextKind,
-)
+from tunerkit.families.base import Family, Flavour, PublishedComponent, TextKind
+from tunerkit.families.batch import Batch, LossParts
+from tunerkit.families.rendering import Rendered, RenderRequest
 
 if TYPE_CHECKING:
     import torch

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunerkit.families import flow
-from tunerkit.families.base import LossParts
+from tunerkit.families.batch import LossParts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tunerkit.families.base import Batch
+    from tunerkit.families.batch import Batch
 
 
 def sample_sigmas(count: int, shift: float, source: torch.Generator) -> torch.Tensor:

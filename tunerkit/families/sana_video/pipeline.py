@@ -12,15 +12,15 @@ from diffusers import (
     SanaVideoPipeline,
 )
 
-from tunerkit.families.base import Rendered
 from tunerkit.families.checkpoint_files import base_source, readable
 from tunerkit.families.pipelines import as_bytes
+from tunerkit.families.rendering import Rendered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tunerkit.config.settings import TrainConfig
-    from tunerkit.families.base import RenderRequest
+    from tunerkit.families.rendering import RenderRequest
 
 SAMPLING_SHIFT = 8.0
 """For checkpoints whose scheduler configuration names none."""
