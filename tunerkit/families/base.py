@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tunerkit.config.settings import TrainConfig
     from tunerkit.families.batch import Batch, FirstFrameMethod, LossParts
+    from tunerkit.families.prediction import Prediction
     from tunerkit.families.rendering import Rendered, RenderRequest
 
 TextKind = Literal["positive", "negative"]
@@ -315,6 +316,25 @@ class Family(ABC):
         return None
 
     @abstractmethod
+    def predict(
+        self,
+        transformer: Any,
+        batch: Batch,
+        *,
+        sigma: torch.Tensor,
+        noise: torch.Tensor,
+        audio_sigma: torch.Tensor | None = None,
+        audio_noise: torch.Tensor | None = None,
+    ) -> Prediction:
+        """What the transformer predicts of `batch` on the line between clean and noise, and what it should.
+
+        Args:
+            sigma: noise level of each sample, `[B]`.
+            noise: shape of `batch.latents`.
+            audio_sigma: noise level of each sample's sound, `[B]`; None = `sigma`.
+            audio_noise: shape of `batch.audio.latents`; needed where the batch has sound.
+        """
+
     def losses(
         self,
         transformer: Any,
@@ -325,14 +345,10 @@ class Family(ABC):
         audio_sigma: torch.Tensor | None = None,
         audio_noise: torch.Tensor | None = None,
     ) -> LossParts:
-        """The training loss of `batch` with explicit draws.
-
-        Args:
-            sigma: noise level of each sample, `[B]`.
-            noise: shape of `batch.latents`.
-            audio_sigma: noise level of each sample's sound, `[B]`; None = `sigma`.
-            audio_noise: shape of `batch.audio.latents`; needed where the batch has sound.
-        """
+        """The training loss of `batch` with explicit draws, which are those of `predict`."""
+        return self.predict(
+            transformer, batch, sigma=sigma, noise=noise, audio_sigma=audio_sigma, audio_noise=audio_noise
+        ).losses()
 
     def loss(
         self,

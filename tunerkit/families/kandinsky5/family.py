@@ -14,8 +14,9 @@ from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families import checkpoint_files as files
 from tunerkit.families.base import Family, PublishedComponent, TextKind
-from tunerkit.families.batch import Batch, LossParts
+from tunerkit.families.batch import Batch
 from tunerkit.families.kandinsky5 import flavours
+from tunerkit.families.prediction import Prediction
 from tunerkit.families.rendering import Rendered, RenderRequest
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class Kandinsky5(Family):
 
         return objective.sample_sigmas(len(batch.latents), config.flow_schedule_shift or TRAINING_SHIFT, generator)
 
-    def losses(
+    def predict(
         self,
         transformer: Any,
         batch: Batch,
@@ -242,10 +243,10 @@ class Kandinsky5(Family):
         noise: torch.Tensor,
         audio_sigma: torch.Tensor | None = None,
         audio_noise: torch.Tensor | None = None,
-    ) -> LossParts:
+    ) -> Prediction:
         from tunerkit.families.kandinsky5 import objective
 
-        return objective.losses(transformer, batch, sigma=sigma, noise=noise)
+        return objective.prediction(transformer, batch, sigma=sigma, noise=noise)
 
     # Validation and export -------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ import torch
 from diffusers import Kandinsky5T2VPipeline
 
 from tunerkit.families import flow
-from tunerkit.families.batch import LossParts
 from tunerkit.families.kandinsky5.attention import PIXEL_MULTIPLE
+from tunerkit.families.prediction import Predicted, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +26,8 @@ def sample_sigmas(count: int, shift: float, source: torch.Generator) -> torch.Te
     return flow.shift_sigma(flow.logit_normal(count, source), shift)
 
 
-def losses(transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> LossParts:
-    """Mean squared error of the predicted velocity `noise - latents`, float32.
+def prediction(transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> Prediction:
+    """The predicted velocity beside `noise - latents`.
 
     Where `batch.first_frame` is set, the transformer is shown the latents of the first frame alone: in place of the
     first latent frame, which then has no share in the loss, as Kandinsky5I2VPipeline samples; or with
@@ -39,10 +39,9 @@ def losses(transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.
     shown = with_first_frame(batch.latents, batch.image)
     noisy = flow.with_given(flow.add_noise(batch.latents, noise, sigma), shown, in_place)
     condition = given * shown if given is not None and in_place is None else None
-    prediction = predict(transformer, noisy, batch.text, sigma=sigma, given=given, condition=condition)
+    predicted = predict(transformer, noisy, batch.text, sigma=sigma, given=given, condition=condition)
     weight = flow.loss_weight(batch.loss_mask, in_place)
-    total = flow.weighted_mse(prediction, flow.velocity(batch.latents, noise), weight).mean()
-    return LossParts(total, {"video": total.detach()})
+    return Prediction(Predicted(predicted, flow.velocity(batch.latents, noise), weight))
 
 
 def with_first_frame(latents: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:

@@ -38,7 +38,7 @@ def build(config: TrainConfig, transformer: Any, vae: Any, *, image_to_video: bo
 def render(pipeline: Any, request: RenderRequest) -> Rendered:
     """One video; from `request.image` where there is one.
 
-    A text-to-video pipeline is given the image in the condition channels, as `objective.losses` trains with
+    A text-to-video pipeline is given the image in the condition channels, as `objective.prediction` trains with
     `first_frame_method = "channels"`.
     """
     source = torch.Generator().manual_seed(request.seed)

@@ -13,9 +13,10 @@ from tunerkit.config.precisions import text_precisions
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families.base import Component, Family, Flavour, PublishedComponent, SoundFormat, TextKind
-from tunerkit.families.batch import Batch, LossParts
+from tunerkit.families.batch import Batch
 from tunerkit.families.checkpoint_files import require_class
 from tunerkit.families.ltx2 import checkpoint as files
+from tunerkit.families.prediction import Prediction
 from tunerkit.families.rendering import Rendered, RenderRequest
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ class LTX2(Family):
         tokens = batch.audio.latents.shape[1]
         return objective.sample_sigmas(len(batch.latents), tokens, _shift(config), generator)
 
-    def losses(
+    def predict(
         self,
         transformer: Any,
         batch: Batch,
@@ -263,10 +264,10 @@ class LTX2(Family):
         noise: torch.Tensor,
         audio_sigma: torch.Tensor | None = None,
         audio_noise: torch.Tensor | None = None,
-    ) -> LossParts:
+    ) -> Prediction:
         from tunerkit.families.ltx2 import objective
 
-        return objective.losses(
+        return objective.prediction(
             transformer, batch, sigma=sigma, noise=noise, audio_sigma=audio_sigma, audio_noise=audio_noise
         )
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunerkit.families import flow
-from tunerkit.families.batch import LossParts
+from tunerkit.families.prediction import Predicted, Prediction
 
 if TYPE_CHECKING:
-    from tunerkit.families.batch import Audio, Batch
+    from tunerkit.families.batch import Batch
 
 LOW_QUANTILE, HIGH_QUANTILE = -2.5758293035489004, 3.090232306167813
 """Of the standard normal: 0.5 % and 99.9 %. The density between them is stretched over the whole range."""
@@ -126,7 +126,7 @@ def official_gates(model: Any) -> Iterator[None]:
 # Loss ------------------------------------------------------------------------------------------------------------
 
 
-def losses(
+def prediction(
     transformer: Any,
     batch: Batch,
     *,
@@ -134,16 +134,14 @@ def losses(
     noise: torch.Tensor,
     audio_sigma: torch.Tensor | None,
     audio_noise: torch.Tensor | None,
-) -> LossParts:
-    """Mean squared error of the predicted velocities, float32: `video + audio_loss_weight * audio`.
+) -> Prediction:
+    """The predicted velocities of picture and sound beside `noise - latents`.
 
     Picture: where `batch.first_frame` is set, the first latent frame is given clean, with timestep 0 on its tokens, and
-    has no share. Sound: samples whose sound is silence in place of none, or is given clean, have no share. Each part
-    is the weighted mean over a sample's tokens, averaged over the samples that have a share.
+    has no share in the loss. Sound: samples whose sound is silence in place of none, or is given clean, have no share.
     """
-    given = _given_tokens(batch)
-    clean = pack(batch.latents.float())
-    noisy = flow.with_given(flow.add_noise(clean, pack(noise), sigma), clean, given)
+    given = flow.given_frames(batch)
+    noisy = flow.with_given(flow.add_noise(batch.latents, noise, sigma), batch.latents, given)
     sound = batch.audio
     audio_sigma = sigma if audio_sigma is None else audio_sigma
     if sound is not None and sound.given is not None:
@@ -154,17 +152,22 @@ def losses(
             raise ValueError("the batch has sound, so its loss needs audio_noise")
         noisy_sound = flow.add_noise(sound.latents, audio_noise, audio_sigma)
     predicted, predicted_sound = predict(
-        transformer, batch, noisy, noisy_sound, sigma=sigma, audio_sigma=audio_sigma, given=given
+        transformer,
+        batch,
+        pack(noisy),
+        noisy_sound,
+        sigma=sigma,
+        audio_sigma=audio_sigma,
+        given=None if given is None else pack(given.expand(-1, -1, *noisy.shape[2:])),
     )
-
-    weight = flow.loss_weight(None if batch.loss_mask is None else pack(batch.loss_mask), given)
-    video = flow.weighted_mse(predicted, flow.velocity(clean, pack(noise)), weight).mean()
+    grid = (noisy.shape[2], noisy.shape[3], noisy.shape[4])
+    weight = flow.loss_weight(batch.loss_mask, given)
+    video = Predicted(unpack(predicted, grid), flow.velocity(batch.latents, noise), weight)
     if sound is None or predicted_sound is None or audio_noise is None:
-        return LossParts(video, {"video": video.detach()})
-    audio = _sound_loss(predicted_sound, flow.velocity(sound.latents, audio_noise), sound)
-    # A weight of 0 must not let a NaN through.
-    total = video + sound.loss_weight * audio if sound.loss_weight else video
-    return LossParts(total, {"video": video.detach(), "audio": audio.detach()})
+        return Prediction(video)
+    learned = sound.heard if sound.given is None else sound.heard & ~sound.given
+    heard = Predicted(predicted_sound, flow.velocity(sound.latents, audio_noise), learned=learned)
+    return Prediction(video, heard, sound.loss_weight)
 
 
 def predict(
@@ -219,16 +222,3 @@ def predict(
             return_dict=False,
         )
     return video, None if isolated else audio
-
-
-def _given_tokens(batch: Batch) -> torch.Tensor | None:
-    """1 where a token is of a given latent frame, `[B, S, 1]`; None when none is."""
-    given = flow.given_frames(batch)
-    return None if given is None else pack(given.expand(-1, -1, *batch.latents.shape[2:]))
-
-
-def _sound_loss(prediction: torch.Tensor, target: torch.Tensor, sound: Audio) -> torch.Tensor:
-    """Mean over the samples whose sound is learned; 0 where there is none."""
-    learned = sound.heard if sound.given is None else sound.heard & ~sound.given
-    per_sample = flow.weighted_mse(prediction, target)
-    return torch.where(learned, per_sample, 0.0).sum() / learned.sum().clamp_min(1)

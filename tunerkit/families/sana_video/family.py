@@ -14,7 +14,8 @@ from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import Note, Problem
 from tunerkit.families import checkpoint_files as files
 from tunerkit.families.base import Family, Flavour, PublishedComponent, TextKind
-from tunerkit.families.batch import Batch, LossParts
+from tunerkit.families.batch import Batch
+from tunerkit.families.prediction import Prediction
 from tunerkit.families.rendering import Rendered, RenderRequest
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class SanaVideo(Family):
 
         return objective.sample_sigmas(len(batch.latents), TRAINING_SHIFT, generator)
 
-    def losses(
+    def predict(
         self,
         transformer: Any,
         batch: Batch,
@@ -166,10 +167,10 @@ class SanaVideo(Family):
         noise: torch.Tensor,
         audio_sigma: torch.Tensor | None = None,
         audio_noise: torch.Tensor | None = None,
-    ) -> LossParts:
+    ) -> Prediction:
         from tunerkit.families.sana_video import objective
 
-        return objective.losses(transformer, batch, sigma=sigma, noise=noise)
+        return objective.prediction(transformer, batch, sigma=sigma, noise=noise)
 
     # Validation and export -------------------------------------------------------------------------------------
 

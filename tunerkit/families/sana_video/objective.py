@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunerkit.families import flow
-from tunerkit.families.batch import LossParts
+from tunerkit.families.prediction import Predicted, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,18 +27,17 @@ def sample_sigmas(count: int, shift: float, source: torch.Generator) -> torch.Te
     return flow.shift_sigma(flow.logit_normal(count, source), shift)
 
 
-def losses(transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> LossParts:
-    """Mean squared error of the predicted velocity `noise - latents`, float32.
+def prediction(transformer: Any, batch: Batch, *, sigma: torch.Tensor, noise: torch.Tensor) -> Prediction:
+    """The predicted velocity beside `noise - latents`.
 
     Where `batch.first_frame` is set, the first latent frame is given clean with timestep 0 on its tokens and has no
     share in the loss, as SanaImageToVideoPipeline samples.
     """
     given = flow.given_frames(batch)
     noisy = flow.with_given(flow.add_noise(batch.latents, noise, sigma), batch.latents, given)
-    prediction = predict(transformer, noisy, batch.text, sigma=sigma, given=given)
+    predicted = predict(transformer, noisy, batch.text, sigma=sigma, given=given)
     weight = flow.loss_weight(batch.loss_mask, given)
-    total = flow.weighted_mse(prediction, flow.velocity(batch.latents, noise), weight).mean()
-    return LossParts(total, {"video": total.detach()})
+    return Prediction(Predicted(predicted, flow.velocity(batch.latents, noise), weight))
 
 
 def predict(
