@@ -102,6 +102,7 @@ def test_help_and_version(capsys: Capture) -> None:
         "train",
         "validate",
         "export",
+        "push",
         "runs",
         "pause",
         "resume",

@@ -76,7 +76,7 @@ def test_every_setting_describes_itself_for_forms() -> None:
     assert infos["mixed_precision"].choices == ("no", "fp16", "bf16")
     assert infos["output_dir"].control == "path"
     assert infos["datasets"].control == "group"
-    assert not infos["crepa_enabled"].active
+    assert not infos["ramtorch"].active
 
 
 def test_the_settings_load_without_torch() -> None:

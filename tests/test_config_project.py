@@ -68,8 +68,8 @@ def test_notes_are_no_part_of_the_settings(complete: dict[str, Any]) -> None:
     quiet, noted = TrainConfig(**complete), TrainConfig(**complete, max_workers=4)
     assert "max_workers" in [note.key for note in noted.notes]
     assert quiet == noted
-    assert "report_to" in [note.key for note in quiet.changed(report_to="wandb").notes]
-    assert "report_to" not in [n.key for n in quiet.changed(report_to="wandb").changed(report_to="none").notes]
+    assert "loss_type" in [note.key for note in quiet.changed(loss_type="huber").notes]
+    assert "loss_type" not in [n.key for n in quiet.changed(loss_type="huber").changed(loss_type="l2").notes]
 
 
 # Resolving ---------------------------------------------------------------------------------------------------

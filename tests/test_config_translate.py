@@ -196,7 +196,7 @@ ACTIVE: dict[str, Any] = {
     "text_encoder_1_precision": "int8-quanto",
     "eval_steps_interval": 50,
     "eval_dataset_id": "eval",
-    "webhook_config": [{"webhook_type": "discord"}],
+    "webhook_config": [{"webhook_type": "discord", "webhook_url": "https://example.org/hook"}],
     "ema_cpu_only": True,
     "vae_cache_ondemand": True,
     "validation_prompt_library": True,

@@ -11,6 +11,9 @@ from data_clips import write_clip
 
 import tunerkit as tk
 
+ROUTE = {"routes": [{"selection_ratio": 0.5, "start_layer_idx": 1, "end_layer_idx": -1}]}
+"""Where the published one lies, the tiny transformers have no blocks."""
+
 
 @pytest.fixture
 def models(ltx2_projects: dict[str, Path]) -> dict[str, Path]:
@@ -56,6 +59,7 @@ def test_the_published_documents_drive_a_run(
         output_dir="output",
         model_type=model_type,
         enable_group_offload=model_type == "lora",  # refused where nothing is frozen
+        tread_config=ROUTE,
         max_train_steps=2,
         mixed_precision="bf16",
         validation_prompt="A red ball moves to the right.",
@@ -88,8 +92,8 @@ def test_the_published_documents_drive_a_run(
         trained = LTX2VideoTransformer3DModel.from_pretrained(result)
         DiffusionPipeline.from_pretrained(str(models[flavour] / "model"), transformer=trained)
     noted = {note.key for note in tk.resolve(config).notes}
-    assert {"tread_config", "framerate"} <= noted
-    assert "enable_group_offload" not in noted
+    assert "framerate" in noted
+    assert not {"tread_config", "enable_group_offload"} & noted
     assert not any("audio" in key for key in noted)
 
 

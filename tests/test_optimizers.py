@@ -31,10 +31,11 @@ class Settings:
     seed: int | None = 7
 
 
+PACKAGES = {"optimi": "optimi", "prodigy": "prodigyopt", "adamw_schedulefree": "schedulefree"}
 HERE = [
     name
     for name in optimizer_names()
-    if not name.startswith("bnb-") and (not name.startswith("optimi-") or importlib.util.find_spec("optimi"))
+    if not name.startswith("bnb-") and importlib.util.find_spec(PACKAGES.get(name.partition("-")[0], "torch"))
 ]
 NAMES = ["block.a.weight", "block.b.weight", "block.b.bias", "scale"]
 
@@ -71,14 +72,15 @@ def bits(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", HERE)
 def test_three_steps_saved_and_three_more_equal_six(name: str, dtype: torch.dtype, tmp_path):
     straight = make_parameters(dtype)
-    optimizer = build_optimizer(Settings(name), straight)
+    settings = Settings(name, optimizer_config={"d0": 0.1} if name == "prodigy" else {})
+    optimizer = build_optimizer(settings, straight)
     take_steps(optimizer, straight, range(3))
     optimizer_to_files(optimizer, NAMES, tmp_path)
     resumed = make_parameters(dtype)
     with torch.no_grad():
         for target, source in zip(resumed, straight, strict=True):
             target.copy_(source)
-    other = build_optimizer(Settings(name), resumed)
+    other = build_optimizer(settings, resumed)
     assert optimizer_from_files(other, NAMES, tmp_path) == []
     take_steps(optimizer, straight, range(3, 6))
     take_steps(other, resumed, range(3, 6))
@@ -183,7 +185,14 @@ def test_all_wrong_options_are_reported_at_once_with_the_legal_ones():
 
 @pytest.mark.parametrize(
     ("given", "advised"),
-    [("adamw8bit", "bnb-adamw8bit"), ("adamw-bf16", "adamw_bf16"), ("ADAMW", "torch-adamw")],
+    [
+        ("adamw8bit", "bnb-adamw8bit"),
+        ("adamw-bf16", "adamw_bf16"),
+        ("ADAMW", "torch-adamw"),
+        ("ao-adamw8bit", "adamw_8bit"),
+        ("dadaptation", "prodigy"),
+        ("soap", "muon"),
+    ],
 )
 def test_unknown_name_is_answered_with_the_nearest(given: str, advised: str):
     with pytest.raises(ConfigError, match=f"optimizer = '{given}'.*Fix: {advised}"):

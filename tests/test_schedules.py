@@ -21,6 +21,10 @@ class Settings:
     lr_power: float = 1.0
     lr_num_cycles: int = 1
     lr_decay_steps: int | None = None
+    lr_scale: bool = False
+    lr_scale_sqrt: bool = False
+    train_batch_size: int = 1
+    gradient_accumulation_steps: int = 1
 
 
 def rates(settings: Settings, total: int, count: int | None = None) -> list[float]:
@@ -89,6 +93,23 @@ def test_sine_is_one_half_wave_that_peaks_in_the_middle():
     assert taken[0] == pytest.approx(1e-5 + 1.9e-4 * math.sin(math.pi / 20), rel=1e-12)
     assert taken[:19] == pytest.approx(taken[:19][::-1], rel=1e-9)
     assert taken[19:] == [1e-5] * 3
+
+
+def test_rex_is_above_the_line_and_ends_with_it():
+    taken = rates(Settings("rex", lr_end=1e-5, lr_warmup_steps=5), 25, count=27)
+    assert taken[5] == pytest.approx(2e-4, rel=1e-12)
+    assert taken[15] == pytest.approx(1e-5 + 1.9e-4 * 2 / 3, rel=1e-12)
+    assert taken[20] == pytest.approx(1e-5 + 1.9e-4 * 0.4, rel=1e-12)
+    assert taken[25:] == [1e-5, 1e-5]
+
+
+@pytest.mark.parametrize(("root", "factor"), [(False, 24.0), (True, math.sqrt(24.0))])
+def test_the_rate_grows_with_the_samples_of_a_step(root: bool, factor: float):
+    kind = {"lr_scale_sqrt": root, "train_batch_size": 4, "gradient_accumulation_steps": 3, "lr_end": 1e-5}
+    scaled, plain = Settings("linear", lr_scale=True, **kind), Settings("linear", **kind)
+    assert learning_rate(scaled, 0, 10, 2) == pytest.approx(2e-4 * factor, rel=1e-12)
+    assert learning_rate(scaled, 10, 10, 2) == 1e-5
+    assert learning_rate(plain, 0, 10, 2) == 2e-4
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -137,6 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, choices=("diffusers", "comfyui"), help="key layout of the file")
     export.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
 
+    push = add("push", "upload what a run has made to the hub, with a model card")
+    push.add_argument("output_dir", metavar="OUTPUT_DIR", help="output_dir of the run")
+    _add_overrides(push)
+
     runs = add("runs", "list the runs of a folder: what they do, how far they are")
     runs.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="where to look (default: here)")
     for name, text in (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tunerkit.cli_output import encoding_progress, process_rank, quiet_libraries, runs_table, say
 from tunerkit.cli_plan import run_plan as run_plan
 from tunerkit.cli_sweep import run_sweep as run_sweep
+from tunerkit.config.reporting_rules import QUIET
 from tunerkit.errors import ConfigError, Problem, TunerkitError
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def _borrowed(config: TrainConfig, which: str) -> Iterator[Trainer]:
         own = config.changed(
             output_dir=folder,
             cache_dir=config.cache_path,
+            **QUIET,
             resume_from_checkpoint=None if found is None else str(found.absolute()),
         )
         trainer = Trainer(own)
@@ -172,6 +174,15 @@ def describe(video: Rendering) -> str:
     width, height = video.size
     text = f"{video.path} ({width}x{height}, {video.frames} frames, {video.fps:g} fps, seed {video.seed})"
     return f"{text}; beside the base model: {video.comparison.name}" if video.comparison else text
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    from tunerkit.reporting.hub import push
+    from tunerkit.running.launch import attach
+
+    quiet_libraries()
+    say(f"uploaded: {push(attach(arguments.output_dir).config.changed(**arguments.overrides))}")
+    return 0
 
 
 def run_pause(arguments: argparse.Namespace) -> int:

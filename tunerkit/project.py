@@ -13,6 +13,7 @@ from tunerkit.config.paths import INPUT_FILES, Folders, dataset_path_key, not_fo
 from tunerkit.config.precisions import TEXT, UNCHANGED
 from tunerkit.config.problems import choice_fix
 from tunerkit.config.settings import TrainConfig, missing_setting, require_settings
+from tunerkit.config.tread_rules import refused_routing
 from tunerkit.errors import ConfigError, Note, Problem, TunerkitError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     family_problems, family_notes = family.check(resolved)
-    problems += [*_first_frame(resolved, family), *family_problems]
+    problems += [*_first_frame(resolved, family), *refused_routing(resolved, family), *family_problems]
     if problems:
         raise ConfigError(problems)
     return resolved.with_notes([*config.notes, *notes, *family_notes, *_silent(resolved, family)])

@@ -1,4 +1,5 @@
-"""Encode captions, then clips, then their sound, once: the only time text encoder and VAEs are in memory."""
+"""Encode captions, then clips, then their sound and features of their frames, once: the only time that the encoders
+are in memory."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tunerkit.families as families
+from tunerkit.cache.build_features import check_features, encode_missing_features
 from tunerkit.cache.build_sound import encode_missing_sounds
 from tunerkit.cache.claims import Claims, divided
 from tunerkit.cache.decode_ahead import DecodeAhead, pixel_bytes
@@ -44,11 +46,11 @@ def build_cache(
 ) -> CacheResult:
     """Encode every caption, prompt, clip and sound that is not cached yet; may be interrupted and called again.
 
-    One component is in memory at a time: first the text encoder, then the VAE, then the audio VAE. Each entry is
-    written as soon as it is ready. Clips of evaluation datasets are encoded too. A clip that, or whose sound, cannot be
-    encoded is reported and skipped; with `delete_problematic_images`, one that cannot be decoded comes on the
-    quarantine list. Several processes, on one machine or several, may fill the same cache at the same time: they share
-    the work.
+    One component is in memory at a time: first the text encoder, then the VAE, then the audio VAE, then with
+    `crepa_enabled` the image encoder. Each entry is written as soon as it is ready. Clips of evaluation datasets are
+    encoded too. A clip of which something cannot be encoded is reported and skipped; with
+    `delete_problematic_images`, one that cannot be decoded comes on the quarantine list. Several processes, on one
+    machine or several, may fill the same cache at the same time: they share the work.
 
     Whether an entry is there and not empty is all that is asked here; a damaged one is found when it is read, and made
     anew then.
@@ -71,6 +73,7 @@ def build_cache(
     if config.eval_datasets:
         samples += inspect_dataset(config, purpose="eval").require_samples()
     family.check_checkpoint(config)
+    check_features(config)
     cache = Cache(config, family)
     stores = [cache.text_store, *cache.latent_stores.values()]
     for store in {store.folder: store for store in stores}.values():  # datasets may share a folder
@@ -81,6 +84,7 @@ def build_cache(
         filling.texts(needed_texts(config, samples))
         filling.clips(samples)
         encode_missing_sounds(filling, samples)
+        encode_missing_features(filling, samples)
     filling.quarantine()
     result.seconds = time.perf_counter() - started
     return result

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunerkit.cache.census_report import (
+    FEATURES,
     LATENTS,
     LEFTOVERS,
     MASKS,
@@ -23,11 +24,15 @@ from tunerkit.cache.census_report import (
 )
 from tunerkit.cache.entries import FALLBACKS, Cache
 from tunerkit.cache.store import Entry, Store, read_facts
+from tunerkit.config.crepa_rules import needs_features
 from tunerkit.errors import TunerkitError
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
+
+KINDS = (TEXT, LATENTS, MASKS, SOUNDS, FEATURES, MEDIA_MEMORY, UNKNOWN, LEFTOVERS)
+"""In the order in which they are listed."""
 
 
 def cache_report(config: TrainConfig, keep: Sequence[TrainConfig] = ()) -> CacheReport:
@@ -106,6 +111,7 @@ def _needs(config: TrainConfig) -> _Needs:
     text_folder = folders.setdefault(_real(cache.text_store.folder), _Folder())
     for text, kind in texts:
         text_folder.wanted[(cache.namer.text(text, kind),)] = TEXT
+    aligned = {dataset.id for dataset in config.media_datasets} if needs_features(config) else set()
     for sample in samples:
         wanted = folders[_real(cache.latent_stores[sample.dataset].folder)].wanted
         wanted[tuple(cache.namer.latents(sample, fallback) for fallback in ("", *FALLBACKS))] = LATENTS
@@ -113,6 +119,8 @@ def _needs(config: TrainConfig) -> _Needs:
             wanted[(cache.namer.mask(sample),)] = MASKS
         if sample.sound is not None:
             wanted[(cache.namer.sound(sample),)] = SOUNDS
+        if sample.dataset in aligned:
+            wanted[(cache.namer.features(sample),)] = FEATURES
     return _Needs(folders, config.cache_path / "media", dropped)
 
 
@@ -156,7 +164,7 @@ def _survey(needs: _Needs, others: Sequence[_Needs]) -> CacheReport:
     remembered = [file.stat().st_size for file in _files_below(needs.memory)]
     if remembered:
         rows.append(CacheRow(MEDIA_MEMORY, (), needs.memory, needed=len(remembered), size=sum(remembered)))
-    order = {kind: place for place, kind in enumerate((TEXT, LATENTS, MASKS, SOUNDS, MEDIA_MEMORY, UNKNOWN, LEFTOVERS))}
+    order = {kind: place for place, kind in enumerate(KINDS)}
     rows.sort(key=lambda row: order[row.kind])
     stale.sort(key=lambda entry: -entry.size)
     return CacheReport(tuple(rows), tuple(stale), needs.dropped)
@@ -224,7 +232,7 @@ def _described(entry: Entry) -> tuple[str, str]:
     if "text" in facts:
         text = one_line(str(facts["text"]))
         return TEXT, f"'{text[:60]}{'...' if len(text) > 60 else ''}' ({facts.get('as', '')})"
-    kinds = {"mask": MASKS, "sound": SOUNDS, "file": LATENTS}
+    kinds = {"mask": MASKS, "sound": SOUNDS, "features": FEATURES, "file": LATENTS}
     key = next((key for key in kinds if key in facts), None)
     if key is None:
         return UNKNOWN, entry.path.name

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TEXT, LATENTS, MASKS, SOUNDS, LEFTOVERS, UNKNOWN = "text", "latents", "masks", "sound", "leftovers", "unknown"
+FEATURES = "features"
 MEDIA_MEMORY = "media memory"
 HEADINGS = ("kind", "entries", "size", "needed", "stale", "stale size", "missing", "where")
 LISTED = 20
@@ -21,8 +22,8 @@ class CacheRow:
     """The entries of one kind in one folder.
 
     Attributes:
-        kind: text, latents, masks, sound, media memory (what is remembered of the source files), leftovers (of killed
-            processes) or unknown (entries of ours whose header cannot be read).
+        kind: text, latents, masks, sound, features (of an image encoder), media memory (what is remembered of the
+            source files), leftovers (of killed processes) or unknown (entries of ours whose header cannot be read).
         datasets: ids of the datasets whose folder it is; none for text.
         folder: where they lie.
         needed: files that a run of this configuration reads.

@@ -1,4 +1,4 @@
-"""The cache as a run sees it: latents, mask and sound of a sample, tensors of a text."""
+"""The cache as a run sees it: latents, mask, sound and features of a sample, tensors of a text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FALLBACKS = ("in parts", "tiled", "cpu")
 
 
 class Cache:
-    """Entries of one run. Text lies in `config.text_cache_dir`, latents, masks and sound in each dataset's own folder.
+    """Entries of one run. Text lies in `config.text_cache_dir`, all that is of a clip in its dataset's own folder.
 
     Attributes:
         text_store: the store of the texts.
@@ -141,6 +141,27 @@ class Cache:
         told = "silence" if sound is None or sound.silent else f"{sound.file.name} from {sound.start:.2f} s"
         facts = {"sound": told, "seconds": f"{sound.seconds:.2f}" if sound else ""}
         self.latent_stores[sample.dataset].put(self.namer.sound(sample), {"audio": latents.float()}, facts)
+
+    # Features --------------------------------------------------------------------------------------------------
+
+    def has_features(self, sample: Sample) -> bool:
+        """Whether the image encoder's features of the sample's frames are there by now."""
+        return self.namer.features(sample) in self.latent_stores[sample.dataset]
+
+    def without_features(self, samples: Iterable[Sample]) -> list[Sample]:
+        """The samples whose features are not cached: see `without_latents`."""
+        for store in self.latent_stores.values():
+            store.refresh()
+        return [s for s in samples if not self.latent_stores[s.dataset].listed(self.namer.features(s))]
+
+    def features(self, sample: Sample) -> torch.Tensor:
+        """Features on a grid of each latent frame, float16 `[t, h, w, E]`. Raises CacheEntryError."""
+        return self.latent_stores[sample.dataset].get(self.namer.features(sample), ("features",))["features"]
+
+    def put_features(self, sample: Sample, features: torch.Tensor) -> None:
+        """Write the features of a sample, `[t, h, w, E]`; raises as `put_latents`."""
+        facts = {"features": sample.file.name, "bucket": sample.bucket}
+        self.latent_stores[sample.dataset].put(self.namer.features(sample), {"features": features.half()}, facts)
 
     # Text ------------------------------------------------------------------------------------------------------
 

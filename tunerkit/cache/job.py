@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -48,6 +48,8 @@ class CacheResult:
     latents_reused: int = 0
     sounds_encoded: int = 0
     sounds_reused: int = 0
+    features_encoded: int = 0
+    features_reused: int = 0
     failures: list[CacheFailure] = field(default_factory=list)
     seconds: float = 0.0
     fallbacks: dict[str, int] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class CacheResult:
         ]
         if self.sounds_encoded or self.sounds_reused:
             lines.append(f"sound: {self.sounds_encoded} encoded, {self.sounds_reused} already cached")
+        if self.features_encoded or self.features_reused:
+            lines.append(f"features: {self.features_encoded} encoded, {self.features_reused} already cached")
         if self.fallbacks:
             ways = ", ".join(f"{count} {how}" for how, count in sorted(self.fallbacks.items()))
             lines.append(f"encoded otherwise than configured, because memory was short: {ways}")
@@ -102,6 +106,11 @@ class Job:
         self.result.failures.append(failure)
         if at_fault:
             self._at_fault.append(failure)
+
+    def usable(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Those whose clips have not failed so far."""
+        failed = {failure.file for failure in self.result.failures}
+        return [sample for sample in samples if sample.file not in failed]
 
     def quarantine(self) -> None:
         """Put clips that cannot be decoded on the quarantine list, if that is wanted; the list deletes them if told to.

@@ -30,7 +30,8 @@ class EntryNamer:
     the family's recipe (precision, tiling, normalisation); a text entry by the text, whether it is a positive or a
     negative, the encoder's weights and the family's recipe. A mask's weights are shaped by the mask instead of the
     clip, and by the VAE through its latent grid. Sound is shaped by the content of the file that holds it, the span
-    taken of it, the waveform's format, the audio VAE's weights and the family's recipe.
+    taken of it, the waveform's format, the audio VAE's weights and the family's recipe. Features are shaped by the
+    frames that stand for the latent ones and the image encoder, and by the VAE not at all.
 
     Folder names, file names and dates are not part of a name. A file's time of change says nothing about its
     pixels: copying, downloading or checking out a dataset sets it anew, and the whole cache would be lost. What a
@@ -102,6 +103,31 @@ class EntryNamer:
                 "format": asdict(family.sound) if family.sound else None,
                 "weights": family.identity(config, "audio_vae"),
                 "recipe": family.sound_recipe(config),
+            }
+        )
+
+    def features(self, sample: Sample) -> str:
+        """Name of the entry that holds an image encoder's features of `sample`."""
+        from tunerkit.methods.crepa_teacher import teacher_sample
+
+        name = self._features.copy()
+        taken = teacher_sample(sample, self._family.temporal_compression)
+        name.update(f"{sample.source.digest} {sample.kind} {sample.source.rotation}{_geometry(taken)}".encode())
+        return name.hexdigest()
+
+    @cached_property
+    def _features(self) -> hashlib._Hash:
+        # Only now: most runs have no image encoder.
+        from tunerkit.dtypes import text_dtype
+        from tunerkit.methods.crepa_teacher import CELL, FEATURE_RECIPE, teacher_identity
+
+        config = self._config
+        return _started(
+            {
+                "kind": "features",
+                "decoder": DECODE_RECIPE,
+                "weights": teacher_identity(config),
+                "recipe": [FEATURE_RECIPE, CELL, config.crepa_encoder_image_size, str(text_dtype(config))],
             }
         )
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
+from tunerkit.cache.build_features import FeatureEncoder, decoded_frames
 from tunerkit.cache.encode import (
     EncodingError,
     LatentEncoder,
@@ -55,16 +56,8 @@ def rebuild_latents(config: TrainConfig, family: Family, cache: Cache, sample: S
         sample.file,
         store.path(cache.namer.latents(sample)),
     )
-    try:
-        if content_digest(sample.file) != sample.source.digest:
-            _give_up(sample, "the file was changed since the run began")
+    with _clip_as_it_was(sample):
         pixels = torch.from_numpy(decode(sample))
-    except OSError as error:
-        _give_up(sample, error.strerror or str(error), error)
-    except TunerkitError:
-        raise
-    except Exception as error:  # whatever the decoder makes of a bad file
-        _give_up(sample, str(error), error)
     encoder = LatentEncoder(config, family)
     try:
         [encoded] = encoder.encode([pixels])
@@ -141,6 +134,33 @@ def rebuild_sound(config: TrainConfig, family: Family, cache: Cache, sample: Sam
     return latents
 
 
+def rebuild_features(config: TrainConfig, family: Family, cache: Cache, sample: Sample) -> torch.Tensor:
+    """Make the image encoder's features of a sample again and cache them; the encoder is loaded for it and freed.
+
+    Returns:
+        Features, float16 `[t, h, w, E]` on the CPU.
+
+    Raises:
+        TunerkitError: the clip is gone, was changed since the run began or cannot be encoded.
+    """
+    store, name = cache.latent_stores[sample.dataset], cache.namer.features(sample)
+    logger.warning(
+        "the cached features of %s (%s) are damaged or gone; they are made again", sample.file, store.path(name)
+    )
+    with _clip_as_it_was(sample):
+        frames = decoded_frames(sample, family)
+    encoder = FeatureEncoder(config)
+    try:
+        features = encoder.encode(frames)
+    finally:
+        encoder.close()
+    if isinstance(features, EncodingError):
+        _give_up(sample, str(features), features)
+    with _held_if_not_written(cache, store, name, {"features": features}):
+        cache.put_features(sample, features)
+    return features
+
+
 def rebuild_text(
     config: TrainConfig, family: Family, cache: Cache, text: str, kind: TextKind
 ) -> dict[str, torch.Tensor]:
@@ -166,6 +186,25 @@ def rebuild_text(
     with _held_if_not_written(cache, cache.text_store, cache.namer.text(text, kind), tensors):
         cache.put_text(text, kind, tensors)
     return tensors
+
+
+@contextlib.contextmanager
+def _clip_as_it_was(sample: Sample) -> Iterator[None]:
+    """Inside, a clip is decoded that is still what it was when the run began.
+
+    Raises:
+        TunerkitError: it is not, or cannot be decoded.
+    """
+    try:
+        if content_digest(sample.file) != sample.source.digest:
+            _give_up(sample, "the file was changed since the run began")
+        yield
+    except OSError as error:
+        _give_up(sample, error.strerror or str(error), error)
+    except TunerkitError:
+        raise
+    except Exception as error:  # whatever the decoder makes of a bad file
+        _give_up(sample, str(error), error)
 
 
 @contextlib.contextmanager

@@ -18,12 +18,7 @@ if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
 
 _RAM = "weights stay on the device"
-_CREPA = "no alignment term is added to the loss"
-_ROLLOUT = "every sample starts from the clip's own latents"
 _FSDP = "the model is not sharded"
-_TRACKER = "metrics.jsonl in output_dir holds every step"
-_HUB = "results stay in output_dir"
-_PREVIEW = "a video is shown when it is finished"
 _CACHE = "everything is encoded once, before the first step"
 _DENSITY = "timesteps follow the family's official density"
 _LOSS = "the loss is the family's official one"
@@ -79,53 +74,10 @@ INACTIVE: dict[str, str] = {
     "flow_beta_schedule_alpha": _DENSITY,
     "flow_beta_schedule_beta": _DENSITY,
     "flow_custom_timesteps": _DENSITY,
-    "tread_config": "every block sees all tokens",
-    "crepa_enabled": _CREPA,
-    "crepa_block_index": _CREPA,
-    "crepa_lambda": _CREPA,
-    "crepa_adjacent_distance": _CREPA,
-    "crepa_adjacent_tau": _CREPA,
-    "crepa_encoder": _CREPA,
-    "crepa_encoder_image_size": _CREPA,
-    "crepa_encoder_frames_batch_size": _CREPA,
-    "crepa_normalize_by_frames": _CREPA,
-    "crepa_spatial_align": _CREPA,
-    "crepa_cumulative_neighbors": _CREPA,
-    "crepa_normalize_neighbour_sum": _CREPA,
-    "crepa_use_tae": _CREPA,
-    "crepa_use_backbone_features": _CREPA,
-    "crepa_feature_source": _CREPA,
-    "crepa_teacher_block_index": _CREPA,
-    "crepa_self_flow_mask_ratio": _CREPA,
-    "crepa_drop_vae_encoder": _CREPA,
-    "crepa_scheduler": _CREPA,
-    "crepa_warmup_steps": _CREPA,
-    "crepa_decay_steps": _CREPA,
-    "crepa_lambda_end": _CREPA,
-    "crepa_power": _CREPA,
-    "crepa_cutoff_step": _CREPA,
-    "crepa_similarity_threshold": _CREPA,
-    "crepa_similarity_ema_decay": _CREPA,
-    "crepa_threshold_mode": _CREPA,
-    "scheduled_sampling_max_step_offset": _ROLLOUT,
-    "scheduled_sampling_probability": _ROLLOUT,
-    "scheduled_sampling_strategy": _ROLLOUT,
-    "scheduled_sampling_prob_start": _ROLLOUT,
-    "scheduled_sampling_prob_end": _ROLLOUT,
-    "scheduled_sampling_ramp_steps": _ROLLOUT,
-    "scheduled_sampling_start_step": _ROLLOUT,
-    "scheduled_sampling_ramp_shape": _ROLLOUT,
-    "scheduled_sampling_sampler": _ROLLOUT,
-    "scheduled_sampling_order": _ROLLOUT,
-    "scheduled_sampling_reflexflow": _ROLLOUT,
-    "scheduled_sampling_reflexflow_alpha": _ROLLOUT,
-    "scheduled_sampling_reflexflow_beta1": _ROLLOUT,
-    "scheduled_sampling_reflexflow_beta2": _ROLLOUT,
+    "crepa_use_tae": "the image encoder sees the clip's own frames, so nothing is decoded",
+    "crepa_self_flow_mask_ratio": "crepa_feature_source = self_flow is refused",
     # optimizer
-    "optimizer_release_gradients": "the optimizer steps after the backward pass",
-    "optimizer_offload_gradients": "gradients stay on the device",
-    "lr_scale": "learning_rate is used as it is written",
-    "lr_scale_sqrt": "learning_rate is used as it is written",
+    "optimizer_release_gradients": "max_grad_norm and accumulation need all gradients before the first update",
     # data
     "vae_cache_ondemand": _CACHE,
     "vae_cache_disable": _CACHE,
@@ -139,33 +91,16 @@ INACTIVE: dict[str, str] = {
     "validation_seed_source": "noise is drawn on the CPU",
     "validation_epoch_interval": "use validation_step_interval",
     "validation_disable_unconditional": "the empty prompt is not rendered",
-    "validation_preview": _PREVIEW,
-    "validation_preview_steps": _PREVIEW,
     "validation_adapter_path": "the trained adapter is rendered",
     "validation_external_script": "videos are rendered in the run itself",
     "evaluation_type": "rendered videos are not scored",
-    "eval_epoch_interval": "use eval_steps_interval",
-    "eval_timesteps": "the loss is evaluated at 8 noise levels",
-    "eval_dataset_pooling": "one loss is evaluated over all evaluation datasets",
     # checkpoints
     "checkpoint_epoch_interval": "use checkpoint_step_interval",
     "checkpoints_rolling_interval": "use checkpoint_step_interval",
     "disk_low_threshold": "a checkpoint that does not fit ends the run and leaves the last one whole",
     "disk_low_action": "a checkpoint that does not fit ends the run and leaves the last one whole",
     # tracking
-    "report_to": _TRACKER,
-    "tracker_project_name": _TRACKER,
-    "tracker_run_name": _TRACKER,
-    "tracker_image_layout": _TRACKER,
-    "webhook_config": _TRACKER,
-    "webhook_reporting_interval": _TRACKER,
-    "push_to_hub": _HUB,
-    "push_checkpoints_to_hub": _HUB,
-    "push_to_hub_background": _HUB,
-    "hub_model_id": _HUB,
-    "model_card_private": _HUB,
-    "model_card_note": _HUB,
-    "model_card_safe_for_work": _HUB,
+    "tracker_image_layout": "every video is reported by itself, under the name of its prompt",
 }
 """Setting -> what happens instead."""
 

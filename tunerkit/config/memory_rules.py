@@ -62,6 +62,9 @@ def process_problems(config: TrainConfig) -> Iterator[Problem]:
     if key is not None and processes > 1:
         message = f"weights are offloaded in one process only, and {processes} processes train together"
         yield Problem(key, getattr(config, key), message, "start one process, or leave the setting out")
+    if config.optimizer_offload_gradients and processes > 1:
+        message = f"gradients are averaged on the GPUs, and {processes} processes train together"
+        yield Problem("optimizer_offload_gradients", True, message, "start one process, or set it to false")
 
 
 def _key(config: TrainConfig) -> str | None:

@@ -64,6 +64,9 @@ SUGGESTIONS: dict[str, str] = {
 }
 """Names people try; only used to say which setting is meant."""
 
+ENVIRONMENT = frozenset({"hf_endpoint", "hf_home", "hf_hub_offline", "hf_token", "wandb_api_key", "wandb_mode"})
+"""Variables of the environment that people take for settings. Libraries read them when they are imported."""
+
 _WORKERS = "files are read and written without a worker pool to tune"
 _BUCKETS = "sizes follow the family's own multiple of pixels"
 _EPOCHS = "a run ends exactly at max_train_steps or num_train_epochs"
@@ -192,6 +195,10 @@ OPTIMIZER_ALIASES: dict[str, str] = {
     "paged_adamw8bit": "bnb-adamw8bit-paged",
     "adamwbf16": "adamw_bf16",
     "adamw-bf16": "adamw_bf16",
+    "ao-adamw8bit": "adamw_8bit",
+    "adamwschedulefree": "adamw_schedulefree",
+    "schedulefree": "adamw_schedulefree",
+    "torch-muon": "muon",
     "sgd": "torch-sgd",
     "stableadamw": "optimi-stableadamw",
     "lion": "optimi-lion",

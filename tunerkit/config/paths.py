@@ -112,6 +112,8 @@ def place_paths(settings: MutableMapping[str, Any], datasets: list[Any], folders
     for key in MODELS:
         if _is_path(settings.get(key)):
             settings[key] = _model(key, str(settings[key]).strip(), folders, placed)
+    if _is_path(settings.get("crepa_encoder")) and (found := folders.find(settings["crepa_encoder"])) is not None:
+        settings["crepa_encoder"] = str(found)  # else a name of DINOv2 or a repository
     checkpoint = settings.get("resume_from_checkpoint")
     if _is_path(checkpoint) and str(checkpoint) != "latest":
         settings["resume_from_checkpoint"] = _checkpoint(str(checkpoint), settings.get("output_dir"), folders)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tunerkit.config.fields import Kind, kind_of
-from tunerkit.config.names import ALIASES, DATASET_ALIASES, SUGGESTIONS, VIDEO_ALIASES
+from tunerkit.config.names import ALIASES, DATASET_ALIASES, ENVIRONMENT, SUGGESTIONS, VIDEO_ALIASES
 from tunerkit.errors import Problem
 
 Location = tuple[int | str, ...]
@@ -205,6 +205,11 @@ def _suggestion(name: str, owner: type[BaseModel], parents: Location) -> str:
     elsewhere = _known_places()
     own = set(owner.model_fields)
     wanted = SUGGESTIONS.get(lowered)
+    if lowered in ENVIRONMENT:
+        variable = lowered.upper()
+        return (
+            f"set it in the environment before Python starts: export {variable}=..., in a notebook %env {variable}=..."
+        )
     if wanted is not None and ALIASES.get(wanted, wanted) in own:
         return f"did you mean {wanted}?"
     if lowered in elsewhere and lowered not in own:

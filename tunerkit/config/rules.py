@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunerkit.config.choices import OPTIMIZERS
+from tunerkit.config.crepa_rules import crepa_notes, crepa_problems
+from tunerkit.config.evaluation_rules import evaluation_problems
 from tunerkit.config.inactive import refused_problems
 from tunerkit.config.memory_rules import offload_notes, offload_problems, state_problems
+from tunerkit.config.optimizer_rules import optimizer_notes, optimizer_problems
 from tunerkit.config.paths import dataset_path_key
 from tunerkit.config.precisions import precision_notes, precision_problems
 from tunerkit.config.problems import choice_fix, entry_key
+from tunerkit.config.reporting_rules import reporting_notes, reporting_problems
+from tunerkit.config.rollout_rules import rollout_notes, rollout_problems
 from tunerkit.config.translate import WAVES
+from tunerkit.config.tread_rules import route_problems
 from tunerkit.errors import Note, Problem
 
 if TYPE_CHECKING:
@@ -32,12 +38,18 @@ def problems_between(config: TrainConfig) -> list[Problem]:
     problems = [
         *_length(config),
         *_schedule(config),
+        *optimizer_problems(config),
         *_names(config),
         *_validation(config),
         *refused_problems(config),
         *precision_problems(config),
         *offload_problems(config),
         *state_problems(config),
+        *reporting_problems(config),
+        *route_problems(config),
+        *crepa_problems(config),
+        *evaluation_problems(config),
+        *rollout_problems(config),
         *_entries(config),
         *_probabilities(config),
         *_cache_folders(config),
@@ -64,8 +76,12 @@ def advice(config: TrainConfig) -> Iterator[Note]:
         yield Note("lr_warmup_steps", "lr_scheduler = constant has no warmup; constant_with_warmup has one")
     if config.delete_quarantined_files and not config.delete_problematic_images:
         yield Note("delete_quarantined_files", "has no effect without delete_problematic_images, which keeps the list")
+    yield from optimizer_notes(config)
     yield from precision_notes(config)
     yield from offload_notes(config)
+    yield from crepa_notes(config)
+    yield from rollout_notes(config)
+    yield from reporting_notes(config)
     for index, dataset in enumerate(config.datasets):
         if dataset.has_clips:
             yield from _idle_settings(dataset, entry_key("datasets", index))

@@ -303,6 +303,43 @@ class Family(ABC):
     def blocks(self, transformer: Any) -> list[Any]:
         """The transformer blocks that gradient checkpointing runs one by one, in order."""
 
+    def video_blocks(self, transformer: Any) -> list[Any]:
+        """Those of `blocks` that the picture's tokens pass, in order: what settings number from 0."""
+        return self.blocks(transformer)
+
+    def calls(self, batch: Batch) -> list[list[int]]:
+        """Which samples of `batch` each call of the transformer in `predict` holds, in the order of the calls."""
+        return [list(range(len(batch.latents)))]
+
+    def routing_refusal(self, config: TrainConfig) -> str | None:
+        """Why single tokens cannot skip blocks under these settings, as "reason. Fix: what to do"; None where they
+        can."""
+        return None
+
+    def token_arguments(self, arguments: Sequence[Any]) -> dict[int, int]:
+        """Which of the positional arguments of a block of `video_blocks` have one entry for each token of the picture.
+
+        Returns:
+            position -> dimension of the tokens, in the tensor at this position or in each tensor of a tuple there;
+            position 0 are the tokens themselves, `[B, S, D]`.
+
+        Raises:
+            ValueError: an argument ties tokens to each other.
+        """
+        raise NotImplementedError(f"{self.title} needs all of its tokens in every block")
+
+    @abstractmethod
+    def token_grid(self, transformer: Any, latents: torch.Tensor) -> tuple[int, int, int]:
+        """How many tokens latents `[B, C, T, H, W]` have along time, height and width; they run in this order."""
+
+    @abstractmethod
+    def hidden_width(self, transformer: Any) -> int:
+        """Channels of a token of the picture between two of `video_blocks`."""
+
+    def on_grid(self, transformer: Any, states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """What a block of `video_blocks` gives, `[B, S, D]`, as `[B, T, H, W, D]`; `grid` is from `token_grid`."""
+        return states.unflatten(1, grid)
+
     @abstractmethod
     def lora_targets(self, config: TrainConfig) -> list[str]:
         """Suffixes of the modules that get an adapter by default."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
+
+    ReadState = Callable[[], tuple[float, torch.Tensor]]
+    """Gives the noise level, and normalised latents `[C, T, H, W]` as a float32 copy on the CPU."""
+    StepWatcher = Callable[[int, ReadState], None]
+    """Called after each sampling step with the number of steps done."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class RenderRequest:
         image: first frame (image to video).
         sound: waveform that the video is made to (sound to video), as long as the video, float32
             `[channels, samples]` in the family's `sound` format.
+        watch: sees the latents after each sampling step, and changes nothing; None = nobody does.
     """
 
     text: Mapping[str, torch.Tensor]
@@ -36,6 +42,7 @@ class RenderRequest:
     audio_guidance: float | None = None
     image: Image.Image | None = None
     sound: np.ndarray | None = None
+    watch: StepWatcher | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tunerkit.config.crepa_rules import needs_features
 from tunerkit.data.sampler import Draw
 from tunerkit.dtypes import text_dtype
 from tunerkit.families.batch import Audio, Batch
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family
 
-FLOAT32 = 4
+FLOAT32, FLOAT16 = 4, 2
 AUDIO_COMPRESSION = 4
 """Spectra that one latent of LTX-2's audio VAE stands for."""
 
@@ -119,7 +121,7 @@ class Stand:
     """
 
     def __init__(self, config: TrainConfig, family: Family, settings: Callable[[Any], Mapping[str, Any]]) -> None:
-        self._config, self._family = config, family
+        self._config, self.family = config, family
         self._transformer, self._vae, self._settings = settings("transformer"), settings("vae"), settings
 
     def drawn(self, largest: Largest) -> Drawn:
@@ -133,12 +135,13 @@ class Stand:
             noise=torch.empty_like(batch.latents),
             audio_sigma=torch.empty(largest.clips) if audio and self._config.audio_sigma == "independent" else None,
             audio_noise=torch.empty_like(audio.latents) if audio else None,
+            features=self._features(largest),
         )
 
     def batch(self, largest: Largest) -> Batch:
         latents = torch.empty(largest.clips, *self.latent_shape(largest))
         given = torch.ones(largest.clips, dtype=torch.bool) if largest.first_frame else None
-        alone = given is not None and self._family.encodes_first_frame
+        alone = given is not None and self.family.encodes_first_frame
         return Batch(
             latents=latents,
             text=self.text(largest),
@@ -156,13 +159,18 @@ class Stand:
         vae = self._vae
         channels = vae.get("latent_channels") or vae.get("z_dim") or 16
         factor = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial") or 8
-        frames = self._family.latent_frames(largest.frames)
+        frames = self.family.latent_frames(largest.frames)
         return int(channels), frames, largest.height // int(factor), largest.width // int(factor)
+
+    def _features(self, largest: Largest) -> torch.Tensor | None:
+        """What an image encoder is aligned with; None where nothing is."""
+        shape = feature_shape(self._config, self.family, largest)
+        return None if shape is None else torch.empty(largest.clips, *shape, dtype=torch.float16)
 
     @property
     def alone(self) -> int:
         """Latent frames that a first frame makes that is encoded alone as well."""
-        return int(self._family.encodes_first_frame)
+        return int(self.family.encodes_first_frame)
 
     @property
     def audio_width(self) -> int:
@@ -172,14 +180,14 @@ class Stand:
     def text(self, largest: Largest) -> dict[str, torch.Tensor]:
         """The cached tensors of a batch's texts."""
         clips, dtype, model = largest.clips, text_dtype(self._config), self._transformer
-        if self._family.name == "sanavideo":
+        if self.family.name == "sanavideo":
             from tunerkit.families.sana_video.text import TOKENS
 
             return {
                 "prompt_embeds": torch.empty(clips, TOKENS, model["caption_channels"], dtype=dtype),
                 "prompt_attention_mask": torch.ones(clips, TOKENS, dtype=torch.int64),
             }
-        if self._family.name == "ltxvideo2":
+        if self.family.name == "ltxvideo2":
             from tunerkit.families.ltx2.text import TOKENS
 
             inside = model.get("use_prompt_embeddings", True)
@@ -216,13 +224,25 @@ class Stand:
         return audio_latents(seconds, vae["sample_rate"] / vae["mel_hop_length"] / AUDIO_COMPRESSION)
 
 
+def feature_shape(config: TrainConfig, family: Family, clip: Largest) -> tuple[int, int, int, int] | None:
+    """Latent frames, height, width and channels of a clip's cached features; None where none are needed."""
+    if not needs_features(config):
+        return None
+    from tunerkit.methods.crepa_teacher import teacher_facts
+
+    facts = teacher_facts(config)
+    grid = facts.grid((clip.width, clip.height), config.crepa_encoder_image_size)
+    return family.latent_frames(clip.frames), *grid, facts.width
+
+
 def latent_bytes(stand: Stand, config: TrainConfig, sample: Sample) -> int:
-    """Bytes of a clip's cached latents and sound."""
+    """Bytes of a clip's cached latents, sound and features."""
     one = _of_sample(config, sample)
     channels, frames, height, width = stand.latent_shape(one)
     picture = channels * (frames + stand.alone) * height * width
     heard = 0 if one.sound is None else stand.audio_latents(one.sound) * stand.audio_width
-    return (picture + heard) * FLOAT32
+    shape = feature_shape(config, stand.family, one)
+    return (picture + heard) * FLOAT32 + (0 if shape is None else prod(shape) * FLOAT16)
 
 
 def tensors_of(drawn: Drawn) -> Iterator[torch.Tensor]:
@@ -230,7 +250,7 @@ def tensors_of(drawn: Drawn) -> Iterator[torch.Tensor]:
     batch, audio = drawn.batch, drawn.batch.audio
     values: list[Any] = [
         drawn.sigma, drawn.noise, drawn.audio_sigma, drawn.audio_noise, batch.latents, *batch.text.values(), batch.fps,
-        batch.first_frame, batch.image, batch.loss_mask,
+        batch.first_frame, batch.image, batch.loss_mask, drawn.features,
     ]  # fmt: skip
     if audio is not None:
         values += [audio.latents, audio.heard, audio.given]

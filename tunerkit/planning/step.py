@@ -73,7 +73,7 @@ def keep_on_host(tracker: StorageTracker, engine: Engine) -> None:
     if engine.config.optimizer_cpu_offload_method != "none":
         weights = engine.weights
         tracker.to_host(one for name, one in weights.optimized.items() if one is not weights.live[name])
-        for owner, name in ((weights, "gather_gradients"), (engine.optimizer, "step")):
+        for owner, name in ((weights, "gather_gradients"), (weights, "move_gradient"), (engine.optimizer, "step")):
             setattr(owner, name, _on_host(tracker, getattr(owner, name)))
 
 
@@ -130,7 +130,7 @@ def marked(tracker: StorageTracker, engine: Engine, alike: int) -> Iterator[None
         blocks[0].register_forward_hook(lambda _, __, made: _after_last(tracker, made, last=False)),
     ]
     hooks += [
-        one.register_post_accumulate_grad_hook(lambda one: tracker.label(GRADIENTS, [one.grad]))
+        one.register_post_accumulate_grad_hook(partial(_label_gradient, tracker))
         for one in engine.weights.live.values()
     ]
     gather = engine.weights.gather_gradients
@@ -146,6 +146,11 @@ def marked(tracker: StorageTracker, engine: Engine, alike: int) -> Iterator[None
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _label_gradient(tracker: StorageTracker, one: torch.Tensor) -> None:
+    if one.grad is not None:  # it may have gone to RAM
+        tracker.label(GRADIENTS, [one.grad])
 
 
 def _recomputing() -> bool:

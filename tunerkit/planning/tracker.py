@@ -193,7 +193,7 @@ class StorageTracker(TorchDispatchMode):
         """The result of an operation on the meta device."""
         assert self._memo is not None
         if func is _ATEN._local_scalar_dense.default:
-            return _one(args[0].dtype)
+            return _one(args[0].dtype) if args[0].is_meta else func(*args, **kwargs)
         if kwargs.get("device") == _CPU and self._goes_to_host(args):
             made = func(*args, **{**kwargs, "device": self.device, "pin_memory": False})
             self._on_host(made)

@@ -8,12 +8,17 @@ last one, behind which the loss is, are both there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.config.crepa_rules import BLOCK, ENABLED, TEACHER_BLOCK, check_aligned_blocks
+from tunerkit.config.rollout_rules import OFFSET, ever
+from tunerkit.config.tread_rules import covers, routes_of
 from tunerkit.memory.offload_groups import check_depth, swapped_blocks
 from tunerkit.planning.architectures import depth_of, transformer_on_meta, with_depth
 from tunerkit.planning.batches import Largest, Stand
+from tunerkit.planning.rolled import always_rolled, forwards, share_of
+from tunerkit.planning.routed import routed_step
 from tunerkit.planning.seconds import Work
 from tunerkit.planning.step import MOST_MICRO_BATCHES, trace_step
 from tunerkit.planning.tracker import WEIGHTS, Segment
@@ -35,12 +40,14 @@ class TracedStep:
         host: bytes of weights that wait in RAM.
         micro_batches: how many were traced, of all.
         of: micro-batches of the step.
+        seldom: of the work of the segments, what an average step does not do.
     """
 
     segments: tuple[Segment, ...]
     host: int
     micro_batches: int
     of: int
+    seldom: Work = field(default_factory=Work)
 
     @property
     def largest(self) -> Segment:
@@ -50,7 +57,8 @@ class TracedStep:
     @property
     def work(self) -> Work:
         """Of the whole step; every micro-batch takes as much as those that were traced."""
-        return sum((one.work for one in self.segments), start=Work()) * (self.of / self.micro_batches)
+        traced = sum((one.work for one in self.segments), start=Work()) * (self.of / self.micro_batches)
+        return traced + self.seldom * -1
 
 
 def training_step(
@@ -66,12 +74,27 @@ def training_step(
     Raises:
         ConfigError: the settings do not fit the transformer.
     """
+    if not ever(config):
+        return _traced(config, family, settings, stand, largest)
+    plain = _traced(config.model_copy(update={OFFSET: 0}), family, settings, stand, largest)
+    rolled = _traced(always_rolled(config), family, settings, stand, largest)
+    forward = (rolled.work + plain.work * -1) * (1 / forwards(always_rolled(config)))
+    average = plain.work + forward * (share_of(config) * forwards(config))
+    return replace(rolled, seldom=rolled.work + average * -1)
+
+
+def _traced(
+    config: TrainConfig, family: Family, settings: Mapping[str, Any], stand: Stand, largest: Largest
+) -> TracedStep:
     depth = depth_of(settings)
     on_disk = config.group_offload_to_disk_path is not None
     if on_disk:
         config = config.model_copy(update={"group_offload_to_disk_path": None})  # nothing is written
 
+    check_aligned_blocks(config, depth)
+
     def trace(blocks: int, config: TrainConfig = config) -> tuple[list[Segment], int]:
+        config = _aligned_within(config, blocks)
         transformer = transformer_on_meta(with_depth(settings, blocks), config, family)
         return trace_step(config, family, transformer, lambda: stand.drawn(largest), alike=blocks)
 
@@ -81,12 +104,24 @@ def training_step(
     few, more = FEWEST * step, (FEWEST + 1) * step
     if config.musubi_blocks_to_swap:
         segments, host = _swapped(config, family, settings, trace)
+    elif config.tread_config:
+        segments, host = routed_step(config, depth, step, trace)
     elif depth <= more:
         segments, host = trace(depth)
     else:
         segments, host = _extrapolated(trace(few), trace(more), few, more, depth)
     count = config.gradient_accumulation_steps
     return TracedStep(tuple(segments), 0 if on_disk else host, min(count, MOST_MICRO_BATCHES), count)
+
+
+def _aligned_within(config: TrainConfig, blocks: int) -> TrainConfig:
+    """The same settings, with the blocks whose states are aligned among so many: a step takes the same whichever they
+    are, as long as all tokens pass them."""
+    if not config.crepa_enabled:
+        return config
+    routes = routes_of(config.model_copy(update={ENABLED: False}), blocks)
+    free = [place for place in range(blocks) if not any(covers(route, place) for route in routes)]
+    return config.model_copy(update={BLOCK: free[0], TEACHER_BLOCK: free[-1]})
 
 
 def _swapped(
@@ -114,7 +149,9 @@ def _swapped(
             "group_offload_to_disk_path": None,
         }
     )
-    if depth <= FEWEST + 1:
+    if config.tread_config:
+        segments, _ = routed_step(all_swapped, depth, 1, trace)
+    elif depth <= FEWEST + 1:
         segments, _ = trace(depth, all_swapped)
     else:
         few, more = trace(FEWEST, all_swapped), trace(FEWEST + 1, all_swapped)

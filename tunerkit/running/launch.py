@@ -124,11 +124,12 @@ def _checked(config: TrainConfig) -> TrainConfig:
     """The resolved settings, with everything found that can be without loading a model or looking at clips."""
     from tunerkit import families
     from tunerkit.project import resolve
+    from tunerkit.reporting.starting import check_reporting
     from tunerkit.training.optimizers import check_optimizer
     from tunerkit.validation.render import check_rendering
 
     config = resolve(config)
-    problems = list(check_optimizer(config))
+    problems = [*check_optimizer(config), *check_reporting(config)]
     if not config.validation_disable:
         problems += check_rendering(config, families.get(str(config.model_family)))
     if problems:

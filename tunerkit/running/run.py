@@ -210,7 +210,8 @@ class Run:
         return _after(self._metrics, "step", after)
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Losses at fixed noise: step, loss and time, by step."""
+        """Losses at fixed noise by step: step, loss and time; `datasets` (id -> loss), `sigmas` (noise level -> loss)
+        and, with sound, `parts` ("video" and "audio") where the run has told them."""
         rows = {row["step"]: row for row in _after(self._evaluations, "step", -1)}
         return [rows[step] for step in sorted(rows)]
 

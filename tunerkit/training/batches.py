@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tunerkit.cache.entries import Cache
-from tunerkit.cache.repair import rebuild_latents, rebuild_mask, rebuild_sound, rebuild_text
+from tunerkit.cache.repair import rebuild_features, rebuild_latents, rebuild_mask, rebuild_sound, rebuild_text
 from tunerkit.cache.store import CacheEntryError
+from tunerkit.config.crepa_rules import needs_features
 from tunerkit.data.sampler import Draw, batch_plan
 from tunerkit.draws import generator
 from tunerkit.errors import TunerkitError
 from tunerkit.families.base import Family, TextKind
 from tunerkit.families.batch import Audio, Batch, LossParts
+from tunerkit.families.prediction import Prediction
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -36,6 +38,8 @@ class Drawn:
         noise: like the latents, float32.
         audio_sigma: `[B]`, float32; None = `sigma`.
         audio_noise: like the audio latents, float32; None without sound.
+        features: an image encoder's features of the clips, float16 `[B, T, h, w, E]`; None where nothing is aligned
+            with some.
     """
 
     draw: Draw
@@ -44,21 +48,38 @@ class Drawn:
     noise: torch.Tensor
     audio_sigma: torch.Tensor | None = None
     audio_noise: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
-    def losses(self, family: Family, transformer: Any, device: torch.device) -> LossParts:
-        """The family's loss of this batch, computed on `device`."""
+    def to(self, device: torch.device) -> Drawn:
+        """The same draws with every tensor on `device`."""
 
         def there(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
-        return family.losses(
-            transformer,
-            self.batch.to(device),
+        return replace(
+            self,
+            batch=self.batch.to(device),
             sigma=self.sigma.to(device, non_blocking=True),
             noise=self.noise.to(device, non_blocking=True),
             audio_sigma=there(self.audio_sigma),
             audio_noise=there(self.audio_noise),
+            features=there(self.features),
         )
+
+    def predict(self, family: Family, transformer: Any) -> Prediction:
+        """What the transformer, which is where the tensors are, predicts with these draws."""
+        return family.predict(
+            transformer,
+            self.batch,
+            sigma=self.sigma,
+            noise=self.noise,
+            audio_sigma=self.audio_sigma,
+            audio_noise=self.audio_noise,
+        )
+
+    def losses(self, family: Family, transformer: Any, device: torch.device) -> LossParts:
+        """The family's own loss of this batch, computed on `device`; training asks the `Objective` instead."""
+        return self.to(device).predict(family, transformer).losses()
 
 
 class BatchSource:
@@ -114,6 +135,7 @@ class BatchSource:
             noise=torch.randn(latents.shape, generator=generator(seed, "noise", number)),
             audio_sigma=family.sample_audio_sigmas(config, batch, generator(seed, "audio sigma", number)),
             audio_noise=_noise_like(batch.audio, generator(seed, "audio noise", number)),
+            features=self._features(samples),
         )
 
     def single(self, sample: Sample) -> Batch:
@@ -170,6 +192,19 @@ class BatchSource:
         except CacheEntryError as damage:
             with _explained(damage):
                 return rebuild_sound(self._config, self._family, self.cache, sample)
+
+    def _features(self, samples: Sequence[Sample]) -> torch.Tensor | None:
+        """Features of the clips' frames `[B, T, h, w, E]`, where hidden states are aligned with some."""
+        if not needs_features(self._config):
+            return None
+        return torch.stack([self._frame_features(sample) for sample in samples])
+
+    def _frame_features(self, sample: Sample) -> torch.Tensor:
+        try:
+            return self.cache.features(sample)
+        except CacheEntryError as damage:
+            with _explained(damage):
+                return rebuild_features(self._config, self._family, self.cache, sample)
 
     def _weights(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
         """Loss weights `[1, T, H, W]` of a sample with a mask."""

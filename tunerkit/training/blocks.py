@@ -7,7 +7,8 @@ forward; whether the block is then checkpointed is this runner's choice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from tunerkit.memory.offload import Offloader
+    from tunerkit.methods.tap import Tap
+    from tunerkit.methods.tread import Router
 
 
 class BlockRunner:
     """Runs transformer blocks, with or without gradient checkpointing.
 
     Args:
-        blocks: the blocks in order; any other module that the model hands over is run the same way.
+        blocks: the blocks that the picture's tokens pass, in order; any other module that the model hands over is run
+            the same way, and not watched.
         checkpointing: keep only block inputs in the forward pass and recompute the rest in backward: less memory, one
             more forward of compute. Gradients are identical.
         random_inside: whether blocks draw random numbers (dropout), so that the recomputation must repeat them.
@@ -42,7 +46,9 @@ class BlockRunner:
     ) -> None:
         if offloader is not None and not checkpointing:
             raise ValueError("weights can be offloaded only where blocks are checkpointed")
-        self.index = {id(block): number for number, block in enumerate(blocks)}
+        self._places = {id(block): place for place, block in enumerate(blocks)}
+        self._router: Router | None = None
+        self._taps: Sequence[Tap] = ()
         self.checkpointing = checkpointing
         self.random_inside = random_inside
         self._offloaded: dict[str, Any] = (
@@ -53,7 +59,32 @@ class BlockRunner:
         """Make `transformer` call this runner for each block whenever gradients are enabled."""
         transformer.enable_gradient_checkpointing(gradient_checkpointing_func=self)
 
+    @contextlib.contextmanager
+    def watched(self, *, router: Router | None = None, taps: Sequence[Tap] = ()) -> Iterator[None]:
+        """Inside, calls of the transformer have their tokens routed by `router` and are read by `taps`.
+
+        Where gradients are disabled nothing of it happens: there, the transformer calls its blocks itself.
+        """
+        self._router, self._taps = router, taps
+        try:
+            yield
+        finally:
+            self._router, self._taps = None, ()
+
     def __call__(self, block: torch.nn.Module, *arguments: Any) -> Any:
+        place = self._places.get(id(block))
+        if place is None:
+            return self._run(block, *arguments)
+        if self._router is not None:
+            arguments = self._router.before(place, arguments)
+        output = self._run(block, *arguments)
+        if self._router is not None:
+            output = self._router.after(place, output)
+        for tap in self._taps:
+            tap.after(place, output)
+        return output
+
+    def _run(self, block: torch.nn.Module, *arguments: Any) -> Any:
         if not self.checkpointing:
             return block(*arguments)
         return checkpoint(

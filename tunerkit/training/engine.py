@@ -12,9 +12,12 @@ import torch
 from tunerkit.draws import derived_seed
 from tunerkit.errors import NonFiniteLossError
 from tunerkit.memory.offload_groups import place_transformer
+from tunerkit.methods.crepa_alignment import Alignment
+from tunerkit.training.averaging import averaged_weights, averages
 from tunerkit.training.batches import Drawn
 from tunerkit.training.blocks import BlockRunner
 from tunerkit.training.ema import EMA
+from tunerkit.training.objective import Objective
 from tunerkit.training.optimizers import build_optimizer
 from tunerkit.training.weights import TrainedWeights, adapter_state, add_adapter
 
@@ -58,14 +61,18 @@ class Engine:
         self.transformer = transformer
         blocks = family.blocks(transformer)
         self.offloader = place_transformer(transformer, blocks, config, device)
-        self.weights = TrainedWeights(self.transformer, config)
+        self.alignment = Alignment(config, family, transformer, device) if config.crepa_enabled else None
+        beside = self.alignment.parameters if self.alignment else None
+        self.weights = TrainedWeights(self.transformer, config, beside)
         self._random = config.lora_dropout > 0
-        BlockRunner(
-            blocks,
+        runner = BlockRunner(
+            family.video_blocks(transformer),
             checkpointing=config.gradient_checkpointing,
             random_inside=self._random,
             offloader=self.offloader,
-        ).install(self.transformer)
+        )
+        runner.install(self.transformer)
+        self.objective = Objective(config, family, transformer, runner, device, self.alignment)
         self.optimizer = build_optimizer(config, self.weights.optimized.values())
         self.ema = self._make_ema()
         self.scaler = (
@@ -80,7 +87,7 @@ class Engine:
         if not self.config.use_ema:
             return None
         return EMA(
-            self.weights.optimized,
+            self.weights.of_model,
             decay=self.config.ema_decay,
             update_interval=self.config.ema_update_interval,
             warmup_steps=self.config.ema_warmup_steps,
@@ -120,7 +127,7 @@ class Engine:
             drawn = read()
             last = place == len(batches) - 1
             with self._draws(drawn.draw.number), self._local_gradients(last):
-                result = drawn.losses(self.family, self._called, self.device)
+                result = self.objective.losses(drawn, self._called, number)
                 self._backward(result.total / len(batches))
             losses.append(result.total.detach())
             for key, value in result.parts.items():
@@ -131,7 +138,10 @@ class Engine:
         if not torch.isfinite(torch.tensor(loss)):
             raise self._not_finite("loss", number, names)
         grad_norm = self._update(number, names)
-        return Update(loss, {key: self._mean(v) for key, v in parts.items()}, grad_norm, tuple(names), epoch)
+        told = {key: self._mean(v) for key, v in parts.items()}
+        if self.alignment is not None:
+            self.alignment.observe(told)
+        return Update(loss, told, grad_norm, tuple(names), epoch)
 
     # The pieces of a step --------------------------------------------------------------------------------------
 
@@ -157,6 +167,8 @@ class Engine:
 
     def _update(self, number: int, names: Sequence[str]) -> float:
         """Clip and update; the 2-norm of the gradients before clipping."""
+        if self.alignment is not None:
+            self.alignment.average_gradients(self.processes)
         self.weights.gather_gradients()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -200,9 +212,24 @@ class Engine:
         )
 
     @contextlib.contextmanager
+    def kept_weights(self) -> Iterator[None]:
+        """Inside, the transformer holds the weights to keep: the trained ones, or the average of an optimizer that
+        makes one."""
+        if not averages(self.optimizer):
+            yield
+            return
+        try:
+            with averaged_weights(self.optimizer):
+                self.weights.publish()
+                yield
+        finally:
+            self.weights.publish()
+
+    @contextlib.contextmanager
     def rendering(self, *, ema: bool) -> Iterator[Any]:
-        """The bare transformer in evaluation mode, with the EMA's weights if asked; restored afterwards."""
-        swap = self.ema.applied() if ema and self.ema is not None else contextlib.nullcontext()
+        """The bare transformer in evaluation mode, with the weights to keep, or the EMA's if asked; restored
+        afterwards."""
+        swap = self.ema.applied() if ema and self.ema is not None else self.kept_weights()
         self.transformer.eval()
         try:
             with torch.no_grad(), swap:

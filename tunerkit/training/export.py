@@ -127,7 +127,8 @@ def portable_adapter(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str,
     import torch
 
     peft_config = engine.transformer.peft_config[ADAPTER]
-    state = _float32(adapter_state(engine.transformer))
+    with engine.kept_weights():
+        state = _float32(adapter_state(engine.transformer))
     # peft keeps sets; JSON has none.
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.to_dict().items()}
     if not engine.initial_adapter:
@@ -178,7 +179,8 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value.float().cpu().contiguous() for key, value in state.items()}
+    """Copies, in float32 on the CPU."""
+    return {key: value.clone().float().cpu().contiguous() for key, value in state.items()}
 
 
 def check_lora_file(path: Path, transformer: Any, prefix: str, names: Callable[[str], str] = str) -> int:
@@ -230,7 +232,8 @@ def write_final(engine: Engine, folder: Path) -> Path:
 def _write_result(engine: Engine, folder: Path, lora_name: str, model_name: str) -> Path:
     if engine.config.model_type == "lora":
         return export_lora(engine, folder / lora_name)
-    engine.transformer.save_pretrained(folder / model_name)
+    with engine.kept_weights():
+        engine.transformer.save_pretrained(folder / model_name)
     return folder / model_name
 
 

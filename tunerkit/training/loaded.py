@@ -43,12 +43,29 @@ class Loaded:
         self.evaluated = evaluated
         """What the evaluation loss is measured on: the eval datasets, else the training samples."""
         self.fingerprint, self.processes, self.rank = fingerprint, processes, rank
+        if engine.alignment is not None:
+            engine.alignment.total_steps = self.total_steps
         self.metrics_continue = False
         """Whether metrics.jsonl ends where the trainer is."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run; see `Trainer.total_steps`."""
+        config = self.engine.config
+        if config.max_train_steps:
+            return config.max_train_steps
+        batches = self.source.plan.first_batch(config.num_train_epochs or 0)
+        return -(-batches // (config.gradient_accumulation_steps * self.processes))
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimizer steps of the first epoch; not always a whole number."""
+        together = self.engine.config.gradient_accumulation_steps * self.processes
+        return self.source.plan.batches_per_epoch / together
 
     def agree(self, decision: _T) -> _T:
         """The main process's decision, in every process."""

@@ -2,14 +2,23 @@
 
 Settings reach an optimizer in this order, later ones win: its own defaults (those of its package, listed in
 `_TABLE` where they differ), `weight_decay`, `optimizer_beta1` and `optimizer_beta2`, then `optimizer_config`.
+
+Two kinds take the learning rate in their own way:
+
+* prodigy (K. Mishchenko and A. Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", 2023) estimates
+  the distance d to the solution while it runs, and the rate of a step is d times `learning_rate`, which is best 1.
+* adamw_schedulefree (A. Defazio et al., "The Road Less Scheduled", 2024) averages the weights in place of letting the
+  rate decay; see `tunerkit.training.averaging`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,6 +92,9 @@ def _bitsandbytes() -> dict[str, _Entry]:
     return entries
 
 
+# What its authors advise for diffusion models. Growth without a limit is written as a number that JSON can hold.
+_PRODIGY = {"safeguard_warmup": True, "use_bias_correction": True, "weight_decay": 0.01, "growth_rate": 1e30}
+
 _TABLE: dict[str, _Entry] = {
     "torch-adamw": _torch("AdamW"),
     "torch-adam": _torch("Adam"),
@@ -96,6 +108,10 @@ _TABLE: dict[str, _Entry] = {
     "torch-adamax": _torch("Adamax"),
     "torch-asgd": _torch("ASGD"),
     "adamw_bf16": _Entry("tunerkit.training.adamw_bf16", "AdamWBF16"),
+    "adamw_8bit": _Entry("tunerkit.training.adamw_8bit", "AdamW8bit"),
+    "adamw_schedulefree": _Entry("schedulefree", "AdamWScheduleFree", "schedulefree", "schedulefree"),
+    "prodigy": _Entry("prodigyopt", "Prodigy", "prodigyopt", "prodigy", defaults=_PRODIGY),
+    "muon": _Entry("tunerkit.training.muon", "Muon"),
     "optimi-adamw": _optimi("AdamW"),
     "optimi-stableadamw": _optimi("StableAdamW"),
     "optimi-adam": _optimi("Adam"),
@@ -116,19 +132,24 @@ _INSTEAD = {
     "lion": "optimi-lion",
     "adafactor": "torch-adafactor",
     "adamw8bit": "bnb-adamw8bit",
-    "ao-adamw8bit": "bnb-adamw8bit",
-    "ao-adamw4bit": "bnb-adamw8bit",
-    "adamw_schedulefree": "adamw_bf16",
-    "prodigy": "torch-adamw",
-    "dadaptation": "torch-adamw",
-    "soap": "torch-adamw",
-    "muon": "torch-adamw",
+    "ao-adamw8bit": "adamw_8bit",
+    "ao-adamw4bit": "adamw_8bit",
+    "ao-adamfp8": "adamw_8bit",
+    "ao-adamwfp8": "adamw_8bit",
+    "schedulefree": "adamw_schedulefree",
+    "torch-muon": "muon",
+    "dadaptation": "prodigy",
+    "soap": "muon",
 }
 # Keywords that another setting decides, or that change how the training loop has to call the optimizer.
 _RESERVED = {"params", "lr", "args", "maximize", "differentiable", "capturable", "gradient_release"} | {
     "is_paged",
     "optim_bits",
+    "warmup_steps",
+    "fsdp_in_use",
 }
+_ELSEWHERE = {"lr": "learning_rate", "warmup_steps": "lr_warmup_steps"}
+"""Keywords of optimizers -> the setting that decides them."""
 
 
 def optimizer_names() -> tuple[str, ...]:
@@ -179,11 +200,21 @@ def build_optimizer(config: OptimizerSettings, parameters: Iterable[Parameter]) 
     try:
         if config.optimizer in _FUSED and not {"fused", "foreach"} & arguments.keys():
             return _fused_if_possible(_class_of(entry), parameters, arguments)
-        return _class_of(entry)(parameters, **arguments)
+        with contextlib.redirect_stdout(io.StringIO()):  # prodigyopt prints
+            optimizer = _class_of(entry)(parameters, **arguments)
+        train = getattr(optimizer, "train", None)  # a schedule-free one would wait for it
+        if train is not None:
+            train()
+        return optimizer
     except (TypeError, ValueError) as error:
         given = {key: value for key, value in arguments.items() if key != "lr"}
         fix = "correct the value in optimizer_config, optimizer_beta1, optimizer_beta2 or weight_decay"
         raise ConfigError([Problem("optimizer", config.optimizer, f"refuses {given}: {error}", fix)]) from error
+
+
+def step_rate(optimizer: Optimizer, learning_rate: float) -> float:
+    """The rate that the next step is made with: that of the schedule, times what the optimizer itself estimates."""
+    return learning_rate * optimizer.param_groups[0].get("d", 1.0)
 
 
 def _fused_if_possible(kind: type[Optimizer], parameters: list[Parameter], arguments: dict[str, Any]) -> Optimizer:
@@ -199,7 +230,7 @@ def _arguments(config: OptimizerSettings, entry: _Entry) -> tuple[dict[str, Any]
     arguments: dict[str, Any] = {"lr": config.learning_rate, **entry.defaults}
     asked = dict(config.optimizer_config or {})
     betas = (config.optimizer_beta1, config.optimizer_beta2)
-    if entry.name == "AdamWBF16":
+    if entry.module.startswith("tunerkit.training.adamw_"):
         arguments["seed"] = config.seed or 0
     if not asked and config.weight_decay is None and betas == (None, None):
         return arguments, []
@@ -230,6 +261,9 @@ def _arguments(config: OptimizerSettings, entry: _Entry) -> tuple[dict[str, Any]
             arguments[key] = tuple(value) if isinstance(value, list) else value
         else:
             problems.append(_unknown_keyword(key, value, config.optimizer, list(legal)))
+    if entry.name == "AdamWScheduleFree" and not arguments.get("betas", (0.9,))[0]:
+        message = "leaves nothing of the average that adamw_schedulefree trains with"
+        problems.append(Problem("optimizer_beta1", 0.0, message, "set it above 0; 0.9 is usual"))
     return arguments, problems
 
 
@@ -261,8 +295,8 @@ def _unknown(name: str) -> Problem:
 
 
 def _unknown_keyword(key: str, value: Any, optimizer: str, legal: list[str]) -> Problem:
-    if key == "lr":
-        return Problem("optimizer_config.lr", value, "is set elsewhere", "use learning_rate")
+    if key in _ELSEWHERE:
+        return Problem(f"optimizer_config.{key}", value, "is set elsewhere", f"use {_ELSEWHERE[key]}")
     return Problem(
         f"optimizer_config.{key}",
         value,

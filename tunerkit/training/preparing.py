@@ -87,5 +87,8 @@ def cached_samples(
     if not samples:
         raise DatasetError(f"every clip failed while it was encoded:\n{result}")
     held_out = inspect_dataset(config, purpose="eval").samples if config.eval_datasets else ()
+    held_out = [sample for sample in held_out if sample.file not in failed]
     wanted = config.eval_dataset_id
-    return report, samples, [s for s in held_out if s.file not in failed and wanted in (None, s.dataset)]
+    if wanted is not None:  # of the datasets that are evaluated, or one that is trained
+        held_out = [sample for sample in (*held_out, *samples) if sample.dataset == wanted]
+    return report, samples, held_out

@@ -12,19 +12,24 @@ import json
 import logging
 import os
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunerkit.errors import TunerkitError
 from tunerkit.files import write_atomically
+from tunerkit.reporting.listening import Listeners
 from tunerkit.running.control import Command, Control, Orders, write_command
 from tunerkit.running.json_files import JsonLines, JsonLinesWriter
 from tunerkit.running.locks import FileLock
 from tunerkit.running.memory import measured_memory
 from tunerkit.running.status import ENDED, STATUS_FILE, StatusWriter
+
+if TYPE_CHECKING:
+    from tunerkit.validation.previews import Preview
 
 __all__ = ["Command", "RunFolder", "read_metrics", "send_command"]
 
@@ -40,6 +45,7 @@ class RunFolder:
 
     Attributes:
         device: where the run trains, as torch names it; the status tells its memory.
+        listeners: who is told what is written here.
 
     Raises:
         TunerkitError: if the folder cannot be written.
@@ -58,11 +64,12 @@ class RunFolder:
                 "write to"
             ) from error
         self.device: str | None = None
+        self.listeners = Listeners()
         self._lock = FileLock(output_dir / LOCK_FILE)
         self._metrics = JsonLinesWriter(output_dir / METRICS_FILE)
         self._evaluations = JsonLinesWriter(output_dir / EVALUATION_FILE)
         self._events = JsonLinesWriter(output_dir / EVENTS_FILE)
-        self._event_number = 0
+        self._event_number, self._event_lock = 0, threading.RLock()  # a warning within an event is another event
         self._status = StatusWriter(output_dir, lambda: measured_memory(self.device))
         self._control = Control(output_dir)
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
@@ -95,9 +102,10 @@ class RunFolder:
         """Give up the lock; a run that was neither done nor failed is stopped."""
         if not self._lock.held:
             return
-        logger.removeHandler(self._warnings)
         if self.state not in ENDED:
             self._status.update(state="stopped", activity="")
+        self.listeners.close()
+        logger.removeHandler(self._warnings)
         self._status.close()
         self._lock.release()
 
@@ -126,28 +134,46 @@ class RunFolder:
             lr=row["lr"],
             seconds=statistics.median(self._seconds),
         )
+        self.listeners.tell("step", row, total)
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
         """Append one line to evaluation.jsonl."""
         self._append(self._evaluations, row)
         self.event("evaluation", row["step"], f"loss at fixed noise {row['loss']:.5f}", loss=row["loss"])
+        self.listeners.tell("evaluation", row)
 
     def evaluated_steps(self) -> set[int]:
         """Steps whose loss at fixed noise is known."""
         return {row["step"] for row in read_metrics(self.path / EVALUATION_FILE)}
 
+    def preview(self, preview: Preview) -> None:
+        """Tell of an unfinished video."""
+        from tunerkit.validation.previews import MEDIA_TYPE
+
+        facts = {
+            "path": Path(*preview.path.parts[-3:]).as_posix(),  # validation/step-<n>/<file>
+            "name": preview.name,
+            "denoised": preview.denoised,
+            "steps": preview.steps,
+        }
+        words = f"{preview.name} after {preview.denoised} of {preview.steps} sampling steps"
+        self.event("preview", preview.step, words, **facts)
+        self.listeners.tell("preview", {"step": preview.step, **facts}, preview.path.read_bytes(), MEDIA_TYPE)
+
     def event(self, kind: str, step: int, text: str, **more: Any) -> None:
         """Append one line to events.jsonl.
 
         Args:
-            kind: state, checkpoint, video, evaluation, warning or error.
+            kind: state, checkpoint, video, preview, evaluation, warning or error.
             step: optimizer steps done.
             text: what happened, for a person.
             more: facts for programs.
         """
-        self._event_number += 1
-        row = {"number": self._event_number, "time": time.time(), "kind": kind, "step": step, "text": text, **more}
-        self._append(self._events, row)
+        with self._event_lock:
+            self._event_number += 1
+            row = {"number": self._event_number, "time": time.time(), "kind": kind, "step": step, "text": text, **more}
+            self._append(self._events, row)
+        self.listeners.tell("event", row)
 
     def _append(self, writer: JsonLinesWriter, row: dict[str, Any]) -> None:
         """A line that cannot be written is said once: the training is worth more than its record."""
@@ -175,6 +201,8 @@ class RunFolder:
     def activity(self, words: str) -> None:
         """Say what is done within the present state; empty when it is what the state says."""
         self._status.update(activity=words)
+        if words:
+            self.listeners.tell("activity", words)
 
     @contextlib.contextmanager
     def meanwhile(self, state: str) -> Iterator[None]:

@@ -6,7 +6,8 @@ the step, the learning rate is a function of the step. All files are safetensors
     checkpoint-<step>/
       pytorch_lora_weights.safetensors   the adapter as stock pipelines load it   (LoRA)
       transformer/                       the model as stock pipelines load it     (full fine-tuning)
-      trained.safetensors                the float32 weights the optimizer holds
+      trained.safetensors                the weights the optimizer holds, where the above are not the same
+      alignment.safetensors              the projector of hidden states          (crepa_enabled)
       optimizer.safetensors, optimizer.json, ema.safetensors, state.json, manifest.json
 """
 
@@ -20,9 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunerkit import families
+from tunerkit.config.crepa_rules import from_backbone
 from tunerkit.config.precisions import is_quantised
 from tunerkit.errors import CheckpointError
 from tunerkit.files import read_json, write_json
+from tunerkit.methods.crepa_teacher import teacher_identity
+from tunerkit.training.averaging import averages
 from tunerkit.training.export import write_diffusers_lora
 from tunerkit.training.state_files import load_tensors, optimizer_from_files, optimizer_to_files, save_tensors
 
@@ -31,8 +35,8 @@ if TYPE_CHECKING:
     from tunerkit.data.samples import Sample
     from tunerkit.training.engine import Engine
 
-TRAINED = "trained.safetensors"
-_MUST_MATCH = ("family", "model_type", "base_model", "optimizer", "adapter")
+TRAINED, ALIGNMENT = "trained.safetensors", "alignment.safetensors"
+_MUST_MATCH = ("family", "model_type", "base_model", "optimizer", "adapter", "alignment")
 _SHOULD_MATCH = (
     "seed",
     "batch",
@@ -47,6 +51,7 @@ _SHOULD_MATCH = (
     "noise_levels",
     "clipping",
     "lora_dropout",
+    "alignment_weight",
 )
 
 
@@ -86,6 +91,7 @@ class Fingerprint:
                 "clipping": [config.max_grad_norm, config.grad_clip_method],
                 "lora_dropout": config.lora_dropout,
                 "adapter": _adapter_facts(config),
+                **_alignment_facts(config),
             }
         )
 
@@ -147,7 +153,28 @@ def _rate_facts(config: TrainConfig) -> list[Any]:
     """What the learning rate of a step depends on; the length of the run only where the schedule decays."""
     constant = config.lr_scheduler.startswith("constant")
     length = None if constant else (config.lr_decay_steps or config.max_train_steps or config.num_train_epochs)
-    return [config.learning_rate, config.lr_scheduler, config.lr_warmup_steps, config.lr_end, length]
+    scaled = [config.lr_scale_sqrt] if config.lr_scale else []
+    return [config.learning_rate, config.lr_scheduler, config.lr_warmup_steps, config.lr_end, length, *scaled]
+
+
+def _alignment_facts(config: TrainConfig) -> dict[str, Any]:
+    """What hidden states are aligned with, on which the projector depends, and how; None without."""
+    if not config.crepa_enabled:
+        return {"alignment": None, "alignment_weight": None}
+    if from_backbone(config):
+        source: dict[str, Any] = {"teacher_block": config.crepa_teacher_block_index}
+    else:
+        source = teacher_identity(config)
+    curve = [config.crepa_lambda, config.crepa_scheduler, config.crepa_lambda_end, config.crepa_power]
+    curve += [config.crepa_warmup_steps, config.crepa_decay_steps, config.crepa_cutoff_step]
+    stop = [config.crepa_similarity_threshold, config.crepa_similarity_ema_decay, config.crepa_threshold_mode]
+    form = [config.crepa_adjacent_distance, config.crepa_adjacent_tau, config.crepa_cumulative_neighbors]
+    form += [config.crepa_normalize_neighbour_sum, config.crepa_normalize_by_frames, config.crepa_spatial_align]
+    form += [] if from_backbone(config) else [config.crepa_encoder_image_size]
+    return {
+        "alignment": {"block": config.crepa_block_index, **source},
+        "alignment_weight": [*curve, *stop, *form],
+    }
 
 
 def _adapter_facts(config: TrainConfig) -> dict[str, Any] | None:
@@ -180,6 +207,8 @@ def _words(key: str) -> str:
         "noise_levels": "flow_schedule_shift or flow_schedule_auto_shift",
         "clipping": "gradient clipping",
         "adapter": "LoRA settings",
+        "alignment": "crepa_enabled, crepa_block_index and the source of its features",
+        "alignment_weight": "the crepa settings of weight, neighbours, threshold or image size",
     }.get(key, key)
 
 
@@ -195,11 +224,15 @@ def write_state(folder: Path, engine: Engine, step: int, fingerprint: Fingerprin
     if engine.config.model_type == "lora":
         write_diffusers_lora(engine, folder)
     else:
-        engine.transformer.save_pretrained(folder / "transformer")
-    if engine.config.model_type == "lora" or engine.weights.has_masters:
+        with engine.kept_weights():
+            engine.transformer.save_pretrained(folder / "transformer")
+    if engine.config.model_type == "lora" or engine.weights.has_masters or averages(engine.optimizer):
         save_tensors(folder / TRAINED, engine.weights.state())
     optimizer_to_files(engine.optimizer, list(engine.weights.optimized), folder)
     state: dict[str, Any] = {"step": step, "fingerprint": fingerprint.facts}
+    if engine.alignment is not None:
+        save_tensors(folder / ALIGNMENT, engine.weights.state(beside=True))
+        state["alignment"] = engine.alignment.stop.state()
     if engine.scaler is not None:
         state["scaler"] = engine.scaler.state_dict()
     if engine.ema is not None:
@@ -219,6 +252,9 @@ def read_state(folder: Path, engine: Engine, fingerprint: Fingerprint) -> tuple[
     state = read_json(folder / "state.json")
     warnings = fingerprint.compare(state.get("fingerprint", {}), folder)
     engine.weights.load_state(_trained(folder), str(folder))
+    if engine.alignment is not None:
+        engine.weights.load_state(load_tensors(folder / ALIGNMENT), str(folder), beside=True)
+        engine.alignment.stop.load_state(state["alignment"])
     warnings += optimizer_from_files(engine.optimizer, list(engine.weights.optimized), folder)
     if engine.scaler is not None and "scaler" in state:
         engine.scaler.load_state_dict(state["scaler"])

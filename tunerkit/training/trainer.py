@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,13 @@ from tunerkit.data.report import DatasetReport
 from tunerkit.devices import free_memory, run_device
 from tunerkit.errors import CheckpointError, ConfigError, TunerkitError
 from tunerkit.project import resolve
+from tunerkit.reporting.starting import check_reporting, start_reporting
 from tunerkit.running.control import Orders
 from tunerkit.training.checkpoints import find_checkpoint, remove_temporary, save_checkpoint
 from tunerkit.training.evaluation_plan import EvaluationPlan
 from tunerkit.training.failures import explained_memory, told_failures
 from tunerkit.training.loaded import Loaded, load
+from tunerkit.training.optimizers import step_rate
 from tunerkit.training.preparing import cached_samples
 from tunerkit.training.results import StepResult
 from tunerkit.training.run_folder import RunFolder
@@ -31,6 +33,7 @@ from tunerkit.training.stopping import StopRequest
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.training.export import LoraFormat
+    from tunerkit.validation.previews import Preview
     from tunerkit.validation.render import Rendering
 
 logger = logging.getLogger("tunerkit")
@@ -63,7 +66,9 @@ class Trainer:
         self.global_step = 0
         self._state: Loaded | None = None
         self._stop_asked = False
-        self._evaluations = EvaluationPlan(0 if self.config.eval_loss_disable else self.config.eval_steps_interval)
+        self.on_preview: Callable[[Preview], object] | None = None
+        """Called with each preview of a video that is being rendered (`validation_preview`)."""
+        self._evaluations = EvaluationPlan.of(self.config)
         self._trained = 0.0  # seconds of this process's steps
 
     def _check_before_loading(self) -> None:
@@ -71,7 +76,7 @@ class Trainer:
         from tunerkit.training.optimizers import check_optimizer
         from tunerkit.validation.render import check_rendering
 
-        problems = [*check_optimizer(self.config), *process_problems(self.config)]
+        problems = [*check_optimizer(self.config), *process_problems(self.config), *check_reporting(self.config)]
         if not self.config.validation_disable:
             problems += check_rendering(self.config, self.family)
         if problems:
@@ -116,11 +121,14 @@ class Trainer:
         main = processes.is_main_process
         folder.device = str(run_device(self.config))
         told = folder if main else None
+        if main:
+            start_reporting(self.config, folder, processes.num_processes)
         with processes.main_process_first():
             self.report, samples, evaluated = cached_samples(self.config, told, progress)
         if main:
             folder.activity("loading the model")
         self._state = load(self.config, self.family, folder, samples, evaluated, processes)
+        self._evaluations.steps_per_epoch = self._state.steps_per_epoch
         if self.config.resume_from_checkpoint:
             self.load_checkpoint(self.config.resume_from_checkpoint, missing_ok=True)
         if main:  # last: a refused resumption leaves the folder as it was
@@ -141,11 +149,7 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run: `max_train_steps`, or `num_train_epochs` over the data."""
-        if self.config.max_train_steps:
-            return self.config.max_train_steps
-        per_step = self.config.gradient_accumulation_steps * self.loaded.processes
-        batches = self.loaded.source.plan.first_batch(self.config.num_train_epochs or 0)
-        return -(-batches // per_step)
+        return self.config.max_train_steps or self.loaded.total_steps
 
     @property
     def done(self) -> bool:
@@ -168,7 +172,8 @@ class Trainer:
         loaded, step = self.loaded, self.global_step
         numbers = self._batch_numbers(step)
         following = [*numbers[1:], self._batch_numbers(step + 1)[0]]
-        lr = learning_rate(self.config, step, self.total_steps)
+        lr = learning_rate(self.config, step, self.total_steps, loaded.processes)
+        rate = step_rate(loaded.engine.optimizer, lr)
         update = loaded.engine.step(
             [lambda n=n, f=f: loaded.source.get(n, f) for n, f in zip(numbers, following, strict=True)],
             step,
@@ -179,7 +184,7 @@ class Trainer:
             step=self.global_step,
             loss=update.loss,
             parts=update.parts,
-            lr=lr,
+            lr=rate,
             grad_norm=update.grad_norm,
             seconds=time.perf_counter() - started,
             epoch=update.epoch,
@@ -208,7 +213,8 @@ class Trainer:
 
         Args:
             count: number of steps, at least 0; None for all that are left.
-            evaluate: also measure the loss at fixed noise, as often as `eval_steps_interval` says.
+            evaluate: also measure the loss at fixed noise, as often as `eval_steps_interval` and
+                `eval_epoch_interval` say.
 
         Raises:
             TunerkitError: if `count` is not such a number.
@@ -366,6 +372,7 @@ class Trainer:
         loaded = self.loaded
         renderings = []
         if loaded.is_main:
+            loaded.renderer.previews.listener = self._tell_preview
             with loaded.folder.meanwhile("validating"):
                 renderings = loaded.renderer.round(loaded.engine, self.global_step)
             for rendering in renderings:
@@ -374,18 +381,25 @@ class Trainer:
         loaded.wait()
         return renderings
 
+    def _tell_preview(self, preview: Preview) -> None:
+        self.loaded.folder.preview(preview)
+        if self.on_preview is not None:
+            self.on_preview(preview)
+
     def evaluation_loss(self) -> float:
         """Loss at fixed samples, noise levels and noise: comparable between steps; logged to evaluation.jsonl.
 
-        Measured on the datasets of `dataset_type = "eval"`, or on training samples where there are none.
+        Measured on the datasets of `dataset_type = "eval"`, or on training samples where there are none. The line that
+        is logged also has it by dataset, by noise level, and of picture and sound: see
+        `tunerkit.training.evaluation.Evaluation`.
         """
-        from tunerkit.training.evaluation import evaluation_loss
+        from tunerkit.training.evaluation import evaluate
 
         loaded = self.loaded
-        loss = evaluation_loss(loaded.engine, loaded.source, loaded.evaluated)
+        result = evaluate(loaded.engine, loaded.source, loaded.evaluated)
         if loaded.is_main:
-            loaded.folder.log_evaluation({"step": self.global_step, "loss": loss, "time": time.time()})
-        return loss
+            loaded.folder.log_evaluation({"step": self.global_step, **result.row(), "time": time.time()})
+        return result.loss
 
     def export_lora(self, path: str | Path, format: LoraFormat = "diffusers") -> Path:
         """Write the adapter to a `.safetensors` file, in `"diffusers"` or `"comfyui"` layout, and check it."""
@@ -404,6 +418,7 @@ class Trainer:
         path = loaded.folder.path
         if loaded.is_main:
             path = write_final(loaded.engine, loaded.folder.path)
+            loaded.folder.listeners.tell("result", path)
             loaded.folder.status("done", self.global_step, self.total_steps)
         loaded.wait()
         return path

@@ -7,7 +7,9 @@ parts that compute in float32 on purpose (linear attention sums, for one) stay i
 - Full fine-tuning in bf16 or fp16: the live weights are 16 bit; the optimizer works on float32 masters that are copied
   into them after each step. Optimizers that round stochastically or compensate (adamw_bf16, optimi-*) work on the live
   weights themselves and need no masters.
-- With `optimizer_cpu_offload_method` the optimizer works on copies in RAM, where its state is then as well.
+- With `optimizer_cpu_offload_method` the optimizer works on copies in RAM, where its state is then as well. With
+  `optimizer_offload_gradients` each gradient goes there as soon as the backward pass has made it, and the device never
+  holds all of them; those of several micro-batches are then added up in the precision of the copies.
 """
 
 from __future__ import annotations
@@ -139,14 +141,22 @@ class TrainedWeights:
     Attributes:
         live: name -> parameter of the transformer.
         optimized: name -> parameter the optimizer holds: the live one, or its master.
+
+    Args:
+        transformer: with its adapter, if it gets one.
+        config: resolved settings.
+        beside: name -> weights that learn with the model and are no part of it.
     """
 
-    def __init__(self, transformer: Any, config: TrainConfig) -> None:
+    def __init__(
+        self, transformer: Any, config: TrainConfig, beside: Mapping[str, torch.nn.Parameter] | None = None
+    ) -> None:
         if config.model_type == "full":
             transformer.requires_grad_(True)
         self.live: dict[str, torch.nn.Parameter] = {
             name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad
-        }
+        } | dict(beside or {})
+        self._beside = frozenset(beside or ())
         rounds_itself = config.optimizer.startswith(_OWN_ROUNDING)
         in_ram = config.optimizer_cpu_offload_method != "none"
 
@@ -163,6 +173,9 @@ class TrainedWeights:
             for name, parameter in self.live.items()
             if self.optimized[name] is not parameter
         ]
+        if config.optimizer_offload_gradients and in_ram:
+            for live, master in self._masters:
+                live.register_post_accumulate_grad_hook(lambda live, master=master: self.move_gradient(live, master))
 
     @property
     def has_masters(self) -> bool:
@@ -171,14 +184,31 @@ class TrainedWeights:
 
     @property
     def count(self) -> int:
-        """Number of trained values."""
-        return sum(parameter.numel() for parameter in self.live.values())
+        """Number of trained values of the model."""
+        return sum(parameter.numel() for name, parameter in self.live.items() if name not in self._beside)
+
+    @property
+    def of_model(self) -> dict[str, torch.nn.Parameter]:
+        """Those of `optimized` that are part of the model."""
+        return {name: parameter for name, parameter in self.optimized.items() if name not in self._beside}
+
+    @property
+    def beside_model(self) -> dict[str, torch.nn.Parameter]:
+        """Those of `optimized` that are no part of it."""
+        return {name: parameter for name, parameter in self.optimized.items() if name in self._beside}
 
     def gather_gradients(self) -> None:
         """Move the live gradients to the masters, in their precision."""
         for parameter, master in self._masters:
-            master.grad = None if parameter.grad is None else parameter.grad.to(master)
-            parameter.grad = None
+            if parameter.grad is not None:
+                self.move_gradient(parameter, master)
+
+    def move_gradient(self, live: torch.Tensor, master: torch.Tensor) -> None:
+        """Add the gradient of a live weight to that of its master, and free it."""
+        assert live.grad is not None
+        gradient = live.grad.to(master, copy=True)
+        live.grad = None
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -196,18 +226,20 @@ class TrainedWeights:
         for parameter in (*self.live.values(), *self.optimized.values()):
             parameter.grad = None
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies are not made: the tensors that the optimizer works on, by name."""
-        return {name: parameter.detach() for name, parameter in self.optimized.items()}
+    def state(self, *, beside: bool = False) -> dict[str, torch.Tensor]:
+        """The tensors that the optimizer works on, no copies: by name, of the model or of what is `beside` it."""
+        chosen = self.beside_model if beside else self.of_model
+        return {name: parameter.detach() for name, parameter in chosen.items()}
 
     @torch.no_grad()
-    def load_state(self, state: Mapping[str, torch.Tensor], source: str) -> None:
+    def load_state(self, state: Mapping[str, torch.Tensor], source: str, *, beside: bool = False) -> None:
         """Restore what `state()` gave.
 
         Raises:
             CheckpointError: naming the first weight that is missing or has another shape.
         """
-        for name, parameter in self.optimized.items():
+        wanted = self.beside_model if beside else self.of_model
+        for name, parameter in wanted.items():
             given = state.get(name)
             if given is None or given.shape != parameter.shape:
                 found = "is missing" if given is None else f"is {tuple(given.shape)}"
@@ -215,11 +247,11 @@ class TrainedWeights:
                     f"{source}: {name} {found}, this run needs {tuple(parameter.shape)}. Fix: resume with the "
                     "model, lora_rank and targets of that checkpoint, or choose another output_dir"
                 )
-        if extra := sorted(set(state) - set(self.optimized)):
+        if extra := sorted(set(state) - set(wanted)):
             raise CheckpointError(
                 f"{source}: holds {extra[0]}, which this run does not train. Fix: resume with the settings of that "
                 "checkpoint, or choose another output_dir"
             )
-        for name, parameter in self.optimized.items():
+        for name, parameter in wanted.items():
             parameter.copy_(state[name])
         self.publish()

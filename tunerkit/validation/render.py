@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from tunerkit.validation.inputs import (
     starts_from_image,
     waveform,
 )
+from tunerkit.validation.previews import Previews
 from tunerkit.validation.record import RECORD, facts_of, read_record, stem_of
 from tunerkit.validation.video_files import read_mp4, side_by_side, write_mp4
 
@@ -133,7 +134,7 @@ class Renderer:
         cache: cache that holds the prompts' text.
         device: where to render.
         folder: the run's `validation` folder; videos go to `<folder>/step-<n>/`.
-        samples: what `validation_using_datasets` takes first frames and sounds from.
+        samples: what `validation_using_datasets` takes first frames and sounds from, and previews their colours.
 
     Raises:
         UnreadableFrameError: somebody replaced a rendered first frame with a file that is no image.
@@ -150,6 +151,7 @@ class Renderer:
     ) -> None:
         self.config, self.family, self.cache, self.device, self.folder = config, family, cache, device, folder
         self.prompts = prompts_of(config, family, samples)
+        self.previews = Previews(config, family, cache, samples)
         self.first_frames = FirstFrames(
             folder,
             {
@@ -179,6 +181,7 @@ class Renderer:
         if not self.prompts:
             return []
         renderings: list[Rendering] = []
+        self.previews.prepare(self.folder)
         try:
             vae = self.family.load_vae(self.config, self.device)
             for ema in self._ema_modes(engine, step):
@@ -213,6 +216,8 @@ class Renderer:
             pipeline = self.family.build_pipeline(self.config, transformer, vae, image_to_video=with_image)
             for prompt, width, height, seed in self._jobs(prompts):
                 request = self._request(prompt, width, height, seed)
+                path = self._path((prompt, width, height, seed), step, ema)
+                request = replace(request, watch=self.previews.watcher(path, step, request))
                 rendered = self.family.render(self.config, pipeline, request)
                 yield self._write(rendered, prompt, request, step, ema)
 
@@ -270,11 +275,15 @@ class Renderer:
         except CacheEntryError:
             return rebuild_text(self.config, self.family, self.cache, text, kind)
 
+    def _path(self, job: Job, step: int, ema: bool) -> Path:
+        """The file of a video."""
+        return self.folder / f"step-{step}" / f"{stem_of(*job)}{'-ema' if ema else ''}.mp4"
+
     def _write(
         self, rendered: Rendered, prompt: ValidationPrompt, request: RenderRequest, step: int, ema: bool
     ) -> Rendering:
         job = (prompt, request.width, request.height, request.seed)
-        path = self.folder / f"step-{step}" / f"{stem_of(*job)}{'-ema' if ema else ''}.mp4"
+        path = self._path(job, step, ema)
         _write(path, rendered.frames, rendered, request.fps)
         record = read_record(path.parent)
         write_json(path.parent / RECORD, {**record, path.name: self._facts(job)})

@@ -16,6 +16,7 @@ from tunerkit_widgets.cache_progress import CacheProgress
 from tunerkit_widgets.checkpoint_browser import CheckpointBrowser
 from tunerkit_widgets.dashboard import TrainingDashboard, follow, follow_blocking
 from tunerkit_widgets.dataset_browser import DatasetBrowser
+from tunerkit_widgets.evaluation_view import show_evaluation
 from tunerkit_widgets.gallery import ValidationGallery
 from tunerkit_widgets.history import TrainingHistory, smoothed, tenths
 from tunerkit_widgets.loss_plot import loss_png
@@ -51,6 +52,7 @@ __all__ = [
     "loss_png",
     "new_project",
     "quiet_libraries",
+    "show_evaluation",
     "show_files",
     "show_plan",
     "show_sound",

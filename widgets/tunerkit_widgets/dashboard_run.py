@@ -88,6 +88,7 @@ class RunReader:
         history: both loss curves.
         row: the newest line of the metrics; empty before the first step.
         videos: the newest round of validation; a new list where there is a new round.
+        preview: the event of the newest preview in this round of validation; None before.
         warnings: texts of the latest warnings of this process.
         event: number of the newest event.
         saved_step: step of the newest checkpoint that was reported; None before.
@@ -171,6 +172,7 @@ class RunReader:
         self.history = TrainingHistory()
         self.row: dict[str, Any] = {}
         self.videos: list[tk.Rendering] = []
+        self.preview: Mapping[str, Any] | None = None
         self.warnings: list[str] = []
         self.event = 0
         self.saved_step: int | None = None
@@ -187,6 +189,8 @@ class RunReader:
             self.saved_step = event.get("step")
         if event.get("kind") == "video":
             self._round = event.get("step")
+        if event.get("kind") in ("preview", "state"):  # a round of validation begins and ends with another state
+            self.preview = event if event.get("kind") == "preview" else None
         of_this_process = float(event.get("time") or 0.0) >= (self.status.started or 0.0)
         if event.get("kind") == "warning" and of_this_process:
             self.warnings = [*self.warnings, str(event.get("text", ""))][-WARNINGS:]

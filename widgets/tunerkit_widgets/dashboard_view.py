@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunerkit_widgets.dashboard_controls import Controls
+from tunerkit_widgets.dashboard_preview import PreviewPicture
 from tunerkit_widgets.dashboard_run import BROKEN, STARTING, RunReader
 from tunerkit_widgets.dashboard_words import (
     chip_html,
@@ -52,6 +53,7 @@ class DashboardView:
         self.plot = widgets.Image(
             format="png", layout=layout(width=f"{SIZE_INCHES[0] * DPI:.0f}px", max_width=LINE_WIDTH, display="none")
         )
+        self.preview = PreviewPicture(reader.run.output_dir)
         self.videos = widgets.HTML()
         self.log = widgets.HTML()
         # An accordion stays open while its content changes; <details> in the content would be folded by each change.
@@ -60,9 +62,10 @@ class DashboardView:
         self.faults = widgets.HTML()
         self._videos: list[Path] = []
         parts = [head, self.facts, self.controls.widget, self.note, self.warnings, self.trouble, self.faults]
-        parts += [self.plot, self.videos, self.log_fold]
+        parts += [self.plot, self.preview.widget, self.videos, self.log_fold]
         self.widget = widgets.VBox(parts)
         self._all = (self.widget, *parts, self.chip, self.bar, self.step, self.log, *self.controls.all_widgets)
+        self._all += self.preview.all_widgets
 
     def draw(self, note: str) -> None:
         """All but plot and log; `note` says whether the view is live."""
@@ -78,6 +81,7 @@ class DashboardView:
         self.warnings.value = marked_html([*reader.warnings, note])
         self.trouble.value = trouble_html(reader)
         self.log_fold.layout.display = "none" if status.state in BROKEN else None  # it stands in the error card
+        self.preview.draw(reader.preview if status.state == "validating" else None)
         self._draw_videos()
 
     def draw_plot(self) -> None:

@@ -97,17 +97,18 @@ def _draw_losses(axes: Axes, history: TrainingHistory) -> None:
     if history.evaluations:
         points = _columns(history.evaluations)
         axes.plot(*points, color=EVALUATION, marker="o", markersize=3.5, linewidth=1.5, label=text("plot.evaluation"))
-    _frame(axes, text("plot.loss"), legend=bool(history.losses or history.evaluations))
+    framed(axes, text("plot.loss"), legend=bool(history.losses or history.evaluations))
 
 
 def _draw_parts(axes: Axes, history: TrainingHistory) -> None:
     for (name, curve), (raw, smooth) in zip(history.parts.items(), itertools.cycle(PARTS), strict=False):
         axes.plot(*_columns(with_peaks(curve)), color=raw, alpha=RAW_ALPHA, linewidth=0.9)
         axes.plot(*_columns(thinned(smoothed(curve))), color=smooth, linewidth=1.8, label=name)
-    _frame(axes, text("plot.parts"), legend=True)
+    framed(axes, text("plot.parts"), legend=True)
 
 
-def _frame(axes: Axes, label: str, *, legend: bool) -> None:
+def framed(axes: Axes, label: str, *, legend: bool) -> None:
+    """Give axes the letters and lines of all plots, and a label."""
     axes.set_facecolor("none")
     axes.set_ylabel(label, color=INK)
     axes.tick_params(colors=INK)

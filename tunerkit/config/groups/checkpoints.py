@@ -32,16 +32,28 @@ class CheckpointSettings(Settings):
 class TrackingSettings(Settings):
     """Services that are told about the run."""
 
-    report_to: str | list[str] = _tracking("none", "Services that follow the run.")
-    tracker_project_name: str | None = _tracking(None, "Project name at those services.")
-    tracker_run_name: str | None = _tracking(None, "Run name at those services.")
+    report_to: str | list[str] = _tracking(
+        "none", "Trackers that follow the run: wandb, tensorboard, trackio, a list of them, all, or none."
+    )
+    tracker_project_name: str | None = _tracking(None, "Project of the run at the trackers; tunerkit when not set.")
+    tracker_run_name: str | None = _tracking(
+        None, "Name of the run at the trackers; that of its output folder when not set."
+    )
     tracker_image_layout: str | None = _tracking(None, "How rendered videos are laid out there.")
-    webhook_config: str | dict[str, Any] | list[Any] | None = _tracking(None, "Address that is sent events.")
-    webhook_reporting_interval: int | None = _tracking(None, "Steps between those events.", ge=0)
-    push_to_hub: bool = _tracking(False, "Upload the result to the hub.")
-    push_checkpoints_to_hub: bool = _tracking(False, "Upload every checkpoint.")
+    webhook_config: str | dict[str, Any] | list[Any] | None = _tracking(
+        None, "Address that is sent messages about the run, as text or {'url', ...}; or a list of them."
+    )
+    webhook_reporting_interval: int | None = _tracking(
+        None,
+        "Steps between reports of the loss to that address; about a hundred in the run when not set, 0 = never.",
+        ge=0,
+    )
+    push_to_hub: bool = _tracking(False, "Upload the finished adapter or model to the hub, with a model card.")
+    push_checkpoints_to_hub: bool = _tracking(False, "Upload the weights of every checkpoint as well.")
     push_to_hub_background: bool = _tracking(False, "Upload while training goes on.")
-    hub_model_id: str | None = _tracking(None, "Repository to upload to.")
-    model_card_private: bool = _tracking(False, "Make that repository private.")
-    model_card_note: str | None = _tracking(None, "Text of the model card.")
-    model_card_safe_for_work: bool = _tracking(False, "Mark the model as safe for all audiences.")
+    hub_model_id: str | None = _tracking(
+        None, "Repository to upload to: owner/name, or a name of your own account; that of the run when not set."
+    )
+    model_card_private: bool = _tracking(False, "Make a new repository private.")
+    model_card_note: str | None = _tracking(None, "Words of your own in the model card.")
+    model_card_safe_for_work: bool = _tracking(False, "Leave out the mark for unsafe content from the model card.")

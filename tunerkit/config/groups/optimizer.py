@@ -26,18 +26,20 @@ class OptimizerSettings(Settings):
     optimizer_cpu_offload_method: str = _setting(
         "none", "cpu: the optimizer's state and updates are in RAM; saves most with model_type = full, and is slower."
     )
-    optimizer_offload_gradients: bool = _setting(False, "Keep gradients on the CPU.")
+    optimizer_offload_gradients: bool = _setting(
+        False, "With optimizer_cpu_offload_method: each gradient goes to RAM as soon as it is there."
+    )
     learning_rate: float = _setting(1e-4, "Peak learning rate.", gt=0, le=10)
     lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine", "rex"
     ] = _setting("constant_with_warmup", "How the learning rate changes over the run.")
     lr_warmup_steps: int = _setting(0, "Steps over which the learning rate rises to its peak.", ge=0)
     lr_end: float = _setting(0.0, "Learning rate at the end of the decay.", ge=0)
     lr_power: float = _setting(1.0, "Power of the polynomial decay.", gt=0)
     lr_num_cycles: int = _setting(1, "Falls of cosine_with_restarts.", ge=1)
     lr_decay_steps: int | None = _setting(None, "Step at which lr_end is reached; the last one when not set.", ge=1)
-    lr_scale: bool = _setting(False, "Multiply the learning rate by the effective batch size.")
-    lr_scale_sqrt: bool = _setting(False, "Multiply it by the root of the effective batch size.")
+    lr_scale: bool = _setting(False, "Multiply learning_rate by the samples of an optimizer step, on all GPUs.")
+    lr_scale_sqrt: bool = _setting(False, "With lr_scale: multiply by the root of their number.")
     max_grad_norm: float = _setting(1.0, "Limit of the gradient; 0 = no clipping.", ge=0)
     grad_clip_method: Literal["norm", "value"] = _setting(
         "norm", "What is limited: the norm of the whole gradient, or each of its elements."

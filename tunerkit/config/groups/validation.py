@@ -55,7 +55,9 @@ class ValidationSettings(Settings):
     validation_disable: bool = _setting(False, "Never render.")
     validation_disable_unconditional: bool = _setting(True, "Do not render the empty prompt.")
     disable_benchmark: bool = _setting(False, "Do not render the base model at step 0 for comparison.")
-    validation_preview: bool = _setting(False, "Show unfinished frames while a video is rendered.")
+    validation_preview: bool = _setting(
+        False, "Show each video while it is rendered, small and in rough colours that are fitted to a few clips."
+    )
     validation_preview_steps: int = _setting(1, "Sampling steps between previews.", ge=1)
     validation_using_datasets: bool | None = _setting(
         None, "Render from first frames and sounds of the evaluation clips; without any, of the training clips."
@@ -63,12 +65,16 @@ class ValidationSettings(Settings):
     validation_adapter_path: str | None = _setting(None, "Another adapter to render with.")
     validation_external_script: str | None = _setting(None, "Program to run instead of rendering.")
     evaluation_type: Literal["none", "clip"] | None = _setting(None, "Score of the rendered videos.")
-    eval_dataset_id: str | None = _setting(None, "Dataset that evaluation uses.")
-    num_eval_images: int = _setting(4, "Clips that evaluation uses.", ge=1)
+    eval_dataset_id: str | None = _setting(None, "Id of the only dataset that evaluation uses.")
+    num_eval_images: int = _setting(4, "Clips of each dataset that evaluation uses.", ge=1)
     eval_steps_interval: int | None = _setting(
         None, "Steps between evaluations of the loss; about twenty in the run when not set, 0 = never.", ge=0
     )
-    eval_epoch_interval: float | None = _setting(None, "Epochs between evaluations of the loss.", ge=0)
-    eval_timesteps: int = _setting(28, "Timesteps per evaluation.", ge=1)
+    eval_epoch_interval: float | None = _setting(
+        None, "Epochs between evaluations of the loss, beside those of eval_steps_interval; 0.5 = twice an epoch.", ge=0
+    )
+    eval_timesteps: int = _setting(
+        8, "Noise levels that the loss of each clip is evaluated at; 8 show the trend.", ge=1, le=1000
+    )
     eval_loss_disable: bool = _setting(False, "Do not evaluate the loss.")
-    eval_dataset_pooling: bool = _setting(False, "Report one loss for all evaluation datasets.")
+    eval_dataset_pooling: bool = _setting(False, "Evaluate all datasets as if they were one, without a loss for each.")

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.config.crepa_rules import CREPA_DEFAULTS, check_aligned_blocks
 from tunerkit.config.memory_rules import check_depth
 from tunerkit.config.precisions import text_precisions
+from tunerkit.config.tread_rules import check_routes
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families import checkpoint_files as files
@@ -66,6 +68,8 @@ class Kandinsky5(Family):
         "validation_negative_prompt": "Static, 2D cartoon, cartoon, 2d animation, paintings, images, worst quality, "
         "low quality, ugly, deformed, walking backwards",
         "first_frame_conditioning_probability": 1.0,
+        "crepa_block_index": 8,
+        **CREPA_DEFAULTS,
     }
 
     def defaults_for(self, flavour: str) -> Mapping[str, Any]:
@@ -148,6 +152,8 @@ class Kandinsky5(Family):
                 f"was not. Fix: set model_flavour to t2v-lite-sft-10s or t2v-pro-sft-5s-hd, or {SPARSE} to false"
             )
         check_depth(config, transformer.get("num_text_blocks"), transformer.get("num_visual_blocks"))
+        check_routes(config, transformer.get("num_visual_blocks"))
+        check_aligned_blocks(config, transformer.get("num_visual_blocks"))
         files.check_vae(config, VAE_KIND, channels=transformer.get("in_visual_dim"), needed_by=self.title)
         source = files.base_source(config)
         files.require_folders(source, ("scheduler", *self.subfolders["text"]))
@@ -222,6 +228,49 @@ class Kandinsky5(Family):
 
     def blocks(self, transformer: Any) -> list[Any]:
         return [*transformer.text_transformer_blocks, *transformer.visual_transformer_blocks]
+
+    def video_blocks(self, transformer: Any) -> list[Any]:
+        return list(transformer.visual_transformer_blocks)
+
+    def calls(self, batch: Batch) -> list[list[int]]:
+        """One for each length of the texts."""
+        from tunerkit.families.kandinsky5.objective import equal_lengths
+
+        if "tokens" not in batch.text:
+            return super().calls(batch)
+        return equal_lengths(batch.text["tokens"].tolist())
+
+    def routing_refusal(self, config: TrainConfig) -> str | None:
+        if not _is_sparse(config):
+            return None
+        return (
+            f"sparse attention takes the grid of tokens in tiles, so none can skip a block. Fix: set {SPARSE} to "
+            "false, train a flavour without it such as t2v-lite-sft-5s, or leave it out"
+        )
+
+    def token_arguments(self, arguments: Sequence[Any]) -> dict[int, int]:
+        """The tokens and their rotary embedding `[B, S, 1, d, 2, 2]`; positions are those of
+        `Kandinsky5TransformerDecoderBlock.forward`."""
+        if arguments[4] is not None:
+            raise ValueError("sparse attention takes the whole grid of tokens")
+        return {0: 1, 3: 1}
+
+    def token_grid(self, transformer: Any, latents: torch.Tensor) -> tuple[int, int, int]:
+        frames, height, width = (
+            edge // patch for edge, patch in zip(latents.shape[2:], transformer.config.patch_size, strict=True)
+        )
+        return frames, height, width
+
+    def hidden_width(self, transformer: Any) -> int:
+        return int(transformer.config.model_dim)
+
+    def on_grid(self, transformer: Any, states: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """Sparse attention takes the tokens of each frame in tiles of 8 x 8."""
+        from diffusers.models.transformers.transformer_kandinsky import fractal_unflatten
+
+        if transformer.config.attention_type != "nabla":
+            return super().on_grid(transformer, states, grid)
+        return fractal_unflatten(states, (len(states), *grid), block_mask=True)
 
     def lora_targets(self, config: TrainConfig) -> list[str]:
         """All projections of all attentions. A bare "out_layer" would match the model's last layer as well."""

@@ -16,7 +16,7 @@ from tunerkit.families.kandinsky5.attention import PIXEL_MULTIPLE
 from tunerkit.families.prediction import Predicted, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tunerkit.families.batch import Batch
 
@@ -81,13 +81,17 @@ def predict(
         return _velocity(transformer, states, text["prompt_embeds"], text["pooled"], sigma)
     lengths = text["tokens"].tolist()
     rows: list[torch.Tensor | None] = [None] * len(lengths)
-    for length in sorted(set(lengths)):
-        places = [place for place, tokens in enumerate(lengths) if tokens == length]
-        embeds = text["prompt_embeds"][places, :length]
+    for places in equal_lengths(lengths):
+        embeds = text["prompt_embeds"][places, : lengths[places[0]]]
         made = _velocity(transformer, states[places], embeds, text["pooled"][places], sigma[places])
         for place, velocity in zip(places, made, strict=True):
             rows[place] = velocity
     return torch.stack([row for row in rows if row is not None])
+
+
+def equal_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """The places of equal numbers, the smallest number first."""
+    return [[place for place, one in enumerate(lengths) if one == length] for length in sorted(set(lengths))]
 
 
 def _velocity(

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5I2VPipeline, Kandinsky5T2VPipeline
 
 from tunerkit.families.checkpoint_files import base_source, readable
-from tunerkit.families.pipelines import any_precision, as_bytes
+from tunerkit.families.pipelines import any_precision, as_bytes, watching
 from tunerkit.families.rendering import Rendered
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def render(pipeline: Any, request: RenderRequest) -> Rendered:
         "guidance_scale": request.guidance,
         "generator": source,
         "output_type": "np",
+        **watching(request, lambda latents: latents[..., : _channels(pipeline)].permute(0, 4, 1, 2, 3)),
     }
     with any_precision(pipeline.vae):
         if isinstance(pipeline, Kandinsky5I2VPipeline):
@@ -75,6 +76,11 @@ def _noise_and_condition(pipeline: Any, request: RenderRequest, source: torch.Ge
     latents[:, :1, ..., channels : 2 * channels] = (image * pipeline.vae.config.scaling_factor).permute(0, 2, 3, 4, 1)
     latents[:, :1, ..., -1] = 1.0
     return latents
+
+
+def _channels(pipeline: Any) -> int:
+    """Channels of a latent; the pipeline keeps those of the condition and the mask behind them."""
+    return pipeline.transformer.config.out_visual_dim
 
 
 def _text(text: Mapping[str, torch.Tensor], prefix: str, transformer: Any) -> dict[str, torch.Tensor]:

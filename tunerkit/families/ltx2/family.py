@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.config.crepa_rules import check_aligned_blocks
 from tunerkit.config.memory_rules import check_depth
 from tunerkit.config.precisions import text_precisions
+from tunerkit.config.tread_rules import check_routes
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
 from tunerkit.families.base import Component, Family, Flavour, PublishedComponent, SoundFormat, TextKind
@@ -88,6 +90,12 @@ class LTX2(Family):
         "validation_audio_guidance": 7.0,
         "validation_negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted, static noise",
         "first_frame_conditioning_probability": 0.5,
+        "crepa_block_index": 8,
+        # A latent frame is 8 frames, a third of a second: neighbours show other things, and a strong term to the end
+        # washes the picture out.
+        "crepa_lambda": 0.25,
+        "crepa_adjacent_tau": 0.5,
+        "crepa_scheduler": "cosine",
     }
 
     def model_sizes(self, config: TrainConfig) -> list[tuple[int, int]]:
@@ -152,6 +160,8 @@ class LTX2(Family):
                 f"set model_flavour to {other}, or name a checkpoint of {asked}"
             )
         check_depth(config, transformer.get("num_layers"))
+        check_routes(config, transformer.get("num_layers"))
+        check_aligned_blocks(config, transformer.get("num_layers"))
         latents = checkpoint.config("vae").get("latent_channels")
         if latents != transformer.get("in_channels"):
             raise ModelError(
@@ -232,6 +242,26 @@ class LTX2(Family):
 
     def blocks(self, transformer: Any) -> list[Any]:
         return list(transformer.transformer_blocks)
+
+    def token_arguments(self, arguments: Sequence[Any]) -> dict[int, int]:
+        """The tokens and both rotary embeddings; the modulation where the tokens have timesteps of their own.
+
+        Positions are those of `LTX2VideoTransformerBlock.forward`. Rotary embeddings are `[B, heads, S, d]` ("split")
+        or `[B, S, D]` ("interleaved").
+        """
+        if arguments[18] is not None:
+            raise ValueError("a mask between the tokens of the picture cannot be routed")
+        tokens = arguments[0].shape[1]
+        modulation = {place: 1 for place in (4, 6, 8) if arguments[place].shape[1] == tokens}
+        return {0: 1, **modulation, **{place: arguments[place][0].ndim - 2 for place in (12, 14)}}
+
+    def token_grid(self, transformer: Any, latents: torch.Tensor) -> tuple[int, int, int]:
+        frames, height, width = latents.shape[2:]
+        over, across = transformer.config.patch_size_t, transformer.config.patch_size
+        return frames // over, height // across, width // across
+
+    def hidden_width(self, transformer: Any) -> int:
+        return int(transformer.config.num_attention_heads * transformer.config.attention_head_dim)
 
     def lora_targets(self, config: TrainConfig) -> list[str]:
         """The official four suffixes; without sound only in the attentions that run then."""

@@ -10,9 +10,9 @@ import torch
 from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
 
 from tunerkit.families.ltx2.checkpoint import checkpoint_of
-from tunerkit.families.ltx2.objective import official_gates
+from tunerkit.families.ltx2.objective import official_gates, unpack
 from tunerkit.families.ltx2.sound import encode_sound
-from tunerkit.families.pipelines import any_precision, as_bytes
+from tunerkit.families.pipelines import any_precision, as_bytes, watching
 from tunerkit.families.rendering import Rendered
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def render(pipeline: Any, request: RenderRequest, guidance: Mapping[str, Any]) -
         "output_type": "np",
         "return_dict": False,
         **guidance,
+        **watching(request, lambda latents: unpack(latents, _grid(pipeline, request))),
     }
     if request.image is not None:
         arguments |= {"image": request.image, "image_crf": IMAGE_CRF}
@@ -154,6 +155,13 @@ def render(pipeline: Any, request: RenderRequest, guidance: Mapping[str, Any]) -
         sound=torch.nn.functional.pad(heard, (0, wanted - heard.shape[1])).numpy(),
         sound_rate=rate,
     )
+
+
+def _grid(pipeline: Any, request: RenderRequest) -> tuple[int, int, int]:
+    """Latent frames, height and width of the video, which the pipeline keeps as a row of tokens."""
+    edge = pipeline.vae_spatial_compression_ratio
+    frames = (request.frames - 1) // pipeline.vae_temporal_compression_ratio + 1
+    return frames, request.height // edge, request.width // edge
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunerkit.config.crepa_rules import CREPA_DEFAULTS, check_aligned_blocks
 from tunerkit.config.memory_rules import check_depth
 from tunerkit.config.precisions import text_precisions
+from tunerkit.config.tread_rules import check_routes
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import Note, Problem
 from tunerkit.families import checkpoint_files as files
@@ -59,6 +61,8 @@ class SanaVideo(Family):
         "validation_guidance": 6.0,
         "validation_negative_prompt": "",
         "first_frame_conditioning_probability": 1.0,
+        "crepa_block_index": 10,
+        **CREPA_DEFAULTS,
     }
 
     def model_sizes(self, config: TrainConfig) -> list[tuple[int, int]]:
@@ -84,6 +88,8 @@ class SanaVideo(Family):
         instead = self.flavours[self.default_flavour].repo
         transformer = files.transformer_config(config, "SanaVideoTransformer3DModel", instead)
         check_depth(config, transformer.get("num_layers"))
+        check_routes(config, transformer.get("num_layers"))
+        check_aligned_blocks(config, transformer.get("num_layers"))
         files.check_vae(config, VAE_KIND, channels=transformer.get("in_channels"), needed_by=self.title)
         source = files.base_source(config)
         files.require_folders(source, ("scheduler", *self.subfolders["text"]))
@@ -148,6 +154,21 @@ class SanaVideo(Family):
 
     def blocks(self, transformer: Any) -> list[Any]:
         return list(transformer.transformer_blocks)
+
+    def routing_refusal(self, config: TrainConfig) -> str | None:
+        return (
+            f"the feed-forward layers of {self.title} are convolutions over the whole grid of tokens, so none can skip "
+            "a block, and its attention is linear, so little would be saved. Fix: leave it out"
+        )
+
+    def token_grid(self, transformer: Any, latents: torch.Tensor) -> tuple[int, int, int]:
+        frames, height, width = (
+            edge // patch for edge, patch in zip(latents.shape[2:], transformer.config.patch_size, strict=True)
+        )
+        return frames, height, width
+
+    def hidden_width(self, transformer: Any) -> int:
+        return int(transformer.config.num_attention_heads * transformer.config.attention_head_dim)
 
     def lora_targets(self, config: TrainConfig) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0"]

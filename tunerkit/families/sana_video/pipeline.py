@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from tunerkit.families.checkpoint_files import base_source, readable
-from tunerkit.families.pipelines import as_bytes
+from tunerkit.families.pipelines import as_bytes, watching
 from tunerkit.families.rendering import Rendered
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def render(pipeline: Any, request: RenderRequest) -> Rendered:
         "output_type": "np",
         # Sizes were checked when the settings were read; binning would render another size and rescale it.
         "use_resolution_binning": False,
+        **watching(request, lambda latents: latents),
     }
     if request.image is not None:
         arguments["image"] = request.image

@@ -1,0 +1,1 @@
+"""What makes training better: routing, alignment, rollout."""
