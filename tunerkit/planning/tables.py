@@ -52,7 +52,7 @@ def headline(plan: Plan) -> str:
 
 def _rows(plan: Plan) -> list[list[str]]:
     used = [part for part in PARTS if any(phase.parts.get(part) for phase in plan.phases)]
-    unit, name = (GIB, "GiB") if plan.peak >= GIB else (2**20, "MiB")
+    unit, name = _unit(plan)
     rows = [[f"phase ({name})", "peak", *used, "RAM", "TFLOP", "copied"]]
     for phase in plan.phases:
         work = phase.work
@@ -61,6 +61,11 @@ def _rows(plan: Plan) -> list[list[str]]:
         copied = _number((work.link + work.link_beside) / unit)
         rows.append([phase.name, *(_number(one / unit) for one in sizes), flops, copied])
     return rows
+
+
+def _unit(plan: Plan) -> tuple[int, str]:
+    """What sizes of a plan are shown in, in bytes, and its name."""
+    return (GIB, "GiB") if plan.peak >= GIB else (2**20, "MiB")
 
 
 def _remarks(plan: Plan) -> Iterator[str]:
@@ -91,23 +96,24 @@ def figure(plan: Plan) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("plan.figure()", "matplotlib", "workbench") from None
+    unit, name = _unit(plan)
     picture = Figure(figsize=(8, 0.6 * len(plan.phases) + 1.4), layout="constrained")
     axes = picture.subplots()
     names = [phase.name for phase in plan.phases]
     starts = [0.0] * len(names)
     for part, colour in zip(PARTS, _COLOURS, strict=True):
-        sizes = [phase.parts.get(part, 0) / GIB for phase in plan.phases]
+        sizes = [phase.parts.get(part, 0) / unit for phase in plan.phases]
         if any(sizes):
             axes.barh(names, sizes, left=starts, label=part, color=colour)
             starts = [start + size for start, size in zip(starts, sizes, strict=True)]
     if plan.room is not None:
-        _line(axes, plan.room / GIB)
+        _line(axes, plan.room / unit, size(plan.room))
     axes.invert_yaxis()
-    axes.set_xlabel("GiB on the device")
+    axes.set_xlabel(f"{name} on the device")
     axes.legend(loc="lower right", fontsize="small")
     return picture
 
 
-def _line(axes: Any, limit: float) -> None:
+def _line(axes: Any, limit: float, words: str) -> None:
     axes.axvline(limit, color="black", linestyle="--", linewidth=1)
-    axes.annotate(f"{limit:.1f} GiB", (limit, 0), xytext=(3, 0), textcoords="offset points", fontsize="small")
+    axes.annotate(words, (limit, 0), xytext=(3, 0), textcoords="offset points", fontsize="small")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunerkit.memory.offload_groups import check_depth, swapped_blocks
 from tunerkit.planning.architectures import depth_of, transformer_on_meta, with_depth
-from tunerkit.planning.batches import Largest, Stand
+from tunerkit.planning.batches import Stand
+from tunerkit.planning.largest import Largest
 from tunerkit.planning.seconds import Work
 from tunerkit.planning.step import MOST_MICRO_BATCHES, trace_step
 from tunerkit.planning.tracker import WEIGHTS, Segment
@@ -66,12 +67,14 @@ def training_step(
     Raises:
         ConfigError: the settings do not fit the transformer.
     """
+    if config.musubi_blocks_to_swap:
+        return swapped_step(config, family, settings, lambda one: training_step(one, family, settings, stand, largest))
     depth = depth_of(settings)
     on_disk = config.group_offload_to_disk_path is not None
     if on_disk:
         config = config.model_copy(update={"group_offload_to_disk_path": None})  # nothing is written
 
-    def trace(blocks: int, config: TrainConfig = config) -> tuple[list[Segment], int]:
+    def trace(blocks: int) -> tuple[list[Segment], int]:
         transformer = transformer_on_meta(with_depth(settings, blocks), config, family)
         return trace_step(config, family, transformer, lambda: stand.drawn(largest), alike=blocks)
 
@@ -79,9 +82,7 @@ def training_step(
     grouped = config.enable_group_offload and config.group_offload_type == "block_level" and group > 1
     step = group if grouped else 1
     few, more = FEWEST * step, (FEWEST + 1) * step
-    if config.musubi_blocks_to_swap:
-        segments, host = _swapped(config, family, settings, trace)
-    elif depth <= more:
+    if depth <= more:
         segments, host = trace(depth)
     else:
         segments, host = _extrapolated(trace(few), trace(more), few, more, depth)
@@ -89,38 +90,45 @@ def training_step(
     return TracedStep(tuple(segments), 0 if on_disk else host, min(count, MOST_MICRO_BATCHES), count)
 
 
-def _swapped(
-    config: TrainConfig,
-    family: Family,
-    settings: Mapping[str, Any],
-    trace: Callable[[int, TrainConfig], tuple[list[Segment], int]],
-) -> tuple[list[Segment], int]:
-    """As if all blocks were swapped, and on top the weights of those that stay: where the swapped ones are, among the
-    few that are traced, would be another pattern than among all."""
-    depth = depth_of(settings)
-    whole = transformer_on_meta(settings, config, family)
-    sizes = [sum(p.nbytes for p in block.parameters()) for block in family.blocks(whole)]
+def swapped_step(
+    config: TrainConfig, family: Family, settings: Mapping[str, Any], step: Callable[[TrainConfig], TracedStep]
+) -> TracedStep:
+    """The step with some blocks swapped: as if all were, and on top the weights of those that stay. Where the swapped
+    ones are among the few that are traced would be another pattern than among all.
+
+    Args:
+        step: gives the step of settings; it is the same for nearly every number of swapped blocks.
+
+    Raises:
+        ConfigError: more blocks are to be swapped than can be.
+    """
+    sizes = _block_sizes(config, family, settings)
     check_depth(config, len(sizes))
     swapped = swapped_blocks(len(sizes), config.musubi_blocks_to_swap)
     moved = sum(sizes[number] for number in swapped)
     staying = sum(sizes) - moved
-    all_swapped = config.model_copy(
-        update={
-            "musubi_blocks_to_swap": 0,
-            "enable_group_offload": True,
-            "group_offload_type": "block_level",
-            "group_offload_blocks_per_group": 1,
-            "group_offload_use_stream": len(swapped) > 1,  # whether a second one is on its way
-            "group_offload_to_disk_path": None,
-        }
+    traced = step(
+        config.model_copy(
+            update={
+                "musubi_blocks_to_swap": 0,
+                "enable_group_offload": True,
+                "group_offload_type": "block_level",
+                "group_offload_blocks_per_group": 1,
+                "group_offload_use_stream": len(swapped) > 1,  # whether a second one is on its way
+                "group_offload_to_disk_path": None,
+            }
+        )
     )
-    if depth <= FEWEST + 1:
-        segments, _ = trace(depth, all_swapped)
-    else:
-        few, more = trace(FEWEST, all_swapped), trace(FEWEST + 1, all_swapped)
-        segments, _ = _extrapolated(few, more, FEWEST, FEWEST + 1, depth)
     share = moved / sum(sizes)
-    return [_with_weights(one, staying, share) for one in segments], moved
+    segments = tuple(_with_weights(one, staying, share) for one in traced.segments)
+    return replace(traced, segments=segments, host=max(traced.host - staying, moved))
+
+
+def _block_sizes(config: TrainConfig, family: Family, settings: Mapping[str, Any]) -> list[int]:
+    """Bytes of the weights of each block, in the order in which they run."""
+    one = family.blocks(transformer_on_meta(with_depth(settings, 1), config, family))
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in one]
+    return sizes[:-1] + sizes[-1:] * depth_of(settings)
 
 
 def _with_weights(segment: Segment, more: int, share: float) -> Segment:
