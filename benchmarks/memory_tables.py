@@ -240,7 +240,8 @@ def _overview(known: Sequence[tuple[Case, Mapping[str, Any]]]) -> str:
         bare = [gib for gib in fits if not figures["cards"][str(gib)]["settings"]]
         names = case.flavours[0] + (f" and {len(case.flavours) - 1} more" if case.flavours[1:] else "")
         smallest = (f"from {min(one)}" if one else "more than 80" for one in (bare, fits))
-        rows.append(f"| {names} | {_what(case)} | {case.settings} | {' | '.join(smallest)} |")
+        model = f"{families.get(case.family).title}, {names}"
+        rows.append(f"| {model} | {_what(case)} | {case.settings} | {' | '.join(smallest)} |")
     return "## The smallest card that fits\n\n" + "\n".join(rows) + "\n"
 
 

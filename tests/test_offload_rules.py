@@ -142,6 +142,24 @@ def test_only_what_dead_processes_left_is_deleted(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("way", [{"enable_group_offload": True}, {"group_offload_vae": True}])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path: Path, way: dict[str, Any]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "clips").mkdir()
+    clips = {"id": "clips", "instance_data_dir": str(tmp_path / "clips")}
+    for path, words in ((tmp_path / "file", "is not a folder"), (tmp_path / "file" / "below", "file is not a folder")):
+        config = tk.TrainConfig(
+            model_family="sanavideo",
+            output_dir=tmp_path / "out",
+            max_train_steps=1,
+            datasets=[clips],
+            group_offload_to_disk_path=path,
+            **way,
+        )
+        with pytest.raises(tk.ConfigError, match=f"group_offload_to_disk_path = .*{words}.*Fix: name a folder"):
+            tk.Trainer(config)
+
+
 def test_a_full_or_forbidden_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(tk.TunerkitError, match=r"group_offload_to_disk_path = .*file.*Fix: "):

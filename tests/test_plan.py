@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -367,12 +367,27 @@ def test_the_fastest_changes_that_fit(tmp_path: Path) -> None:
 
 def test_what_cannot_be_planned_is_said(tmp_path: Path) -> None:
     config = published(tmp_path, validation_disable=True)
-    with pytest.raises(tk.ConfigError, match="vram_gib = -1"):
-        tk.plan(config, -1)
+    for wrong in (-1, float("inf"), True, "24GB"):
+        with pytest.raises(tk.ConfigError, match=f"vram_gib = '?{wrong}.* is no size of a memory"):
+            tk.plan(config, cast(float, wrong))
+    with pytest.raises(tk.ConfigError, match=r"vram_gib.*no GPU was found here"):
+        tk.autofit(config)
     with pytest.raises(tk.ConfigError, match="gpu = 'abacus'"):
         tk.plan(config, gpu="abacus")
     with pytest.raises(tk.DatasetError, match="no usable clip"):
         tk.plan(config).verify()
+
+
+def test_the_largest_of_several_datasets_counts(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    long, large = (
+        {"id": name, "instance_data_dir": str(tmp_path / "clips"), "resolution": size, "video": {"num_frames": frames}}
+        for name, size, frames in (("long", 256, 81), ("large", 1024, 77))
+    )
+    config = published(tmp_path).changed(datasets=[long, large])
+    found = largest_batch(config, tk.family("sanavideo"))
+    assert found.frames == 77
+    assert found.width * found.height == pytest.approx(1024**2, rel=0.05)
 
 
 def test_the_size_follows_the_settings_where_there_is_no_clip(tmp_path: Path) -> None:

@@ -125,7 +125,13 @@ def test_a_model_is_known_by_its_content(tmp_path: Path) -> None:
     assert remembered.model_identity("Efficient-Large-Model/nowhere") is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"phases": [], "disk": {}}', '{"phases": [1]}', "null", "\x00"])
+DISK = '"disk": {"download": 1, "cache": null, "checkpoint": 1, "checkpoints": 1}, "blocks": 1'
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"phases": [], "disk": {}}', '{"phases": [1]}', "null", "\x00", f'{{"phases": [], {DISK}}}'],
+)
 def test_a_damaged_file_is_made_anew(tmp_path: Path, traced: list[tk.TrainConfig], content: str) -> None:
     tk.plan(config_in(tmp_path))
     [file] = kept(tmp_path)

@@ -278,5 +278,6 @@ def test_another_precision_is_told_when_a_run_goes_on(
 ) -> None:
     common = {"max_train_steps": 2, "checkpoint_step_interval": 1, "lora_rank": 4}
     losses(make_config(**common), 1)
-    losses(make_config(base_model_precision="nf4", **common), 1)
+    losses(make_config(base_model_precision="nf4", text_encoder_1_precision="nf4", **common), 1)
     assert "base_model_precision or base_model_default_dtype changed (null then" in caplog.text
+    assert "text_encoder_1_precision (or another one's) or vae_enable_tiling changed (null then" in caplog.text

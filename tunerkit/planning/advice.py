@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 WORTH = 0.03
 """Share of a phase's peak that a change has to save."""
-SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Of the blocks, as steps of swapping."""
+SHARES = tuple(eighths / 8 for eighths in range(1, 9))
+"""Of the blocks, as steps of swapping; all of them are planned from one trace."""
 SHORTER, SMALLER = (0.61, 0.37), (0.75, 0.5)
 """Steps of frames, and of the edges of a picture."""
 Settings = Mapping[str, Any]
@@ -83,13 +83,16 @@ class _Rung:
     choices: tuple[Settings, ...]
 
 
-def autofit(config: TrainConfig, vram_gib: float) -> TrainConfig:
-    """The settings with the fewest changes that fit a GPU of `vram_gib` GiB; see `Plan.changes`.
+def autofit(config: TrainConfig, vram_gib: float | None = None) -> TrainConfig:
+    """The settings with the fewest changes that fit a GPU of `vram_gib` GiB, or the GPU found; see `Plan.changes`.
 
     Raises:
-        ConfigError: a setting is wrong, or nothing makes the run fit.
+        ConfigError: a setting is wrong, no size is named and no GPU found, or nothing makes the run fit.
     """
     found = plan(config, vram_gib)
+    if found.vram is None:
+        message, fix = "nothing is named, and no GPU was found here", "name the memory in GiB, for example 24"
+        raise ConfigError([Problem("vram_gib", None, message, fix)])
     if found.fits:
         return found.config
     changes = found.changes
@@ -200,7 +203,7 @@ def _ladder(now: Plan, phase: str) -> Iterator[_Rung]:
     if phase == "clip encoding" and config.vae_batch_size > 1:
         yield _Rung("one_clip_encoded", ({"vae_batch_size": 1},))
     if phase in ("clip encoding", "validation"):
-        yield _Rung("vae_in_parts", ({"vae_enable_patch_conv": True},))
+        yield _Rung("vae_in_parts", ({"vae_enable_patch_conv": True}, {"vae_enable_temporal_roll": True}))
         yield _Rung("vae_in_tiles", ({"vae_enable_tiling": True},))
     if phase != "clip encoding":
         yield from _of_training(config, now.blocks)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tunerkit.config.dataset_document import DatasetConfig
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family
@@ -47,7 +48,8 @@ class Largest:
 
 def largest_batch(config: TrainConfig, family: Family, samples: Sequence[Sample] = ()) -> Largest:
     """The largest batch: of the samples where there are any, else as the settings say."""
-    found = [of_sample(config, sample) for sample in samples] or [_of_settings(config, family)]
+    found = [of_sample(config, sample) for sample in samples]
+    found = found or [_of_settings(config, family, dataset) for dataset in config.media_datasets]
     return max(found, key=lambda one: (one.width * one.height * one.frames * one.clips, one.sound or 0.0))
 
 
@@ -65,22 +67,20 @@ def of_sample(config: TrainConfig, sample: Sample) -> Largest:
     )
 
 
-def _of_settings(config: TrainConfig, family: Family) -> Largest:
-    """Of the dataset with the longest clips: a picture of the resolution's area in the model's own shape."""
-    datasets = config.media_datasets
-    frames = {one.id: one.video.num_frames or config.validation_num_video_frames or 1 for one in datasets}
-    longest = max(datasets, key=lambda one: frames[one.id])
-    count = family.legal_frames(frames[longest.id]) if longest.dataset_type == "video" else 1
+def _of_settings(config: TrainConfig, family: Family, dataset: DatasetConfig) -> Largest:
+    """A batch of a dataset whose clips are not known: pictures of the resolution's area in the model's own shape."""
+    frames = dataset.video.num_frames or config.validation_num_video_frames or 1
+    count = family.legal_frames(frames) if dataset.dataset_type == "video" else 1
     fps = float(config.framerate or family.framerate)
-    width, height = _size(config, family, *config.resolution_of(longest))
+    width, height = _size(config, family, *config.resolution_of(dataset))
     return Largest(
         width,
         height,
         count,
         fps,
-        int(longest.train_batch_size or config.train_batch_size),
+        int(dataset.train_batch_size or config.train_batch_size),
         sound=count / fps if config.trains_sound else None,
-        first_frame=bool(longest.video.is_i2v) or family.image_to_video(config),
+        first_frame=bool(dataset.video.is_i2v) or family.image_to_video(config),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,7 @@ ASSUMPTIONS = (
     "Attention runs in fused kernels (flash or memory-efficient); where a GPU has none, its scores come on top.",
     "A step is as it is from the second one on, when the optimizer has its state, with the largest batch.",
     "Texts are of their greatest length; validation compares two texts in one pass and decodes the whole video.",
+    "Weights in group_offload_to_disk_path are taken to come as fast as from RAM, which most disks are not.",
     "RAM is that of tensors; Python and the libraries take about 2 GiB more, and cached texts up to 1 GiB.",
 )
 
@@ -82,10 +84,10 @@ def plan(
         gpu: name of a GPU, for example "RTX 4090", whose speed and memory are taken; the one found when None.
 
     Raises:
-        ConfigError: a setting is wrong, `vram_gib` is not positive, or the GPU is not known.
+        ConfigError: a setting is wrong, `vram_gib` is no positive number, or the GPU is not known.
         ModelError: a local base model cannot be read.
     """
-    if vram_gib is not None and not vram_gib > 0:
+    if vram_gib is not None and not _is_size(vram_gib):
         raise ConfigError([Problem("vram_gib", vram_gib, "is no size of a memory", "use GiB, for example 24")])
     config = resolve(config)
     family = families.get(str(config.model_family))
@@ -101,6 +103,10 @@ def plan(
         if asked:
             remembered.remember(asked, figures)
     return Plan(config, largest, figures.phases, figures.disk, vram, ASSUMPTIONS, card, samples, figures.blocks)
+
+
+def _is_size(gib: Any) -> bool:
+    return isinstance(gib, int | float) and not isinstance(gib, bool) and 0 < gib < math.inf
 
 
 def _question(

@@ -83,6 +83,8 @@ def recall(name: str) -> Figures | None:
         file = _folder() / f"{name}.json"
         found = json.loads(file.read_bytes())
         figures = Figures(tuple(_phase(one) for one in found["phases"]), DiskPlan(**found["disk"]), found["blocks"])
+        if not figures.phases or not all(isinstance(one.peak + one.ram, int) for one in figures.phases):
+            return None
         os.utime(file)  # those that are asked for stay
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
         return None

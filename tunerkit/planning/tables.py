@@ -75,15 +75,22 @@ def _remarks(plan: Plan) -> Iterator[str]:
     yield f"On disk: {size(disk.download)} to download, {cache}, {many}."
     if plan.gpu is not None:
         yield f"A step on {plan.gpu.name}: {plan.seconds}."
+        if not plan.gpu.bf16 and plan.config.mixed_precision == "bf16":
+            yield f"{plan.gpu.name} has no hardware for bf16: set mixed_precision = fp16."
     if plan.fits is False:
         yield from _advice(plan)
 
 
 def _advice(plan: Plan) -> Iterator[str]:
-    yield "What makes it fit, the fastest first:" if plan.changes else "No setting is left that saves memory."
+    if not plan.changes:
+        yield "No setting is left that saves memory."
+        return
+    last = plan.changes[-1]
+    yield "What makes it fit, the fastest first for each phase:" if last.fits else "What saves memory:"
     yield from (f"  {change}" for change in plan.changes)
-    if plan.changes and not plan.changes[-1].fits:
-        yield "With all of these it still does not fit: use a GPU with more memory, or a smaller model."
+    if not last.fits:
+        left = f"with all of these it still takes {size(last.plan.peak)}"
+        yield f"It does not fit: {left}. Use a GPU with more memory, a smaller model, or smaller clips."
 
 
 def _number(value: float) -> str:
