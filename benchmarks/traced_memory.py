@@ -19,7 +19,8 @@ from typing import Any
 
 import tunerkit as tk
 from tunerkit.planning.architectures import configuration, depth_of, transformer_on_meta
-from tunerkit.planning.batches import Largest, Stand
+from tunerkit.planning.batches import Stand
+from tunerkit.planning.largest import Largest
 from tunerkit.planning.step import trace_step
 from tunerkit.planning.training import training_step
 

@@ -9,10 +9,12 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import atexit
 import functools
 import gc
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +44,10 @@ def _group_of(item: pytest.Item) -> str:
     names = getattr(item, "fixturenames", ())
     return next((fixture for fixture in SHARED if fixture in names), item.path.stem)
 
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # plans that are remembered: of this run alone, for all its processes
+    os.environ["TUNERKIT_CACHE"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["TUNERKIT_CACHE"], ignore_errors=True)
 
 _known_modules = 0
 

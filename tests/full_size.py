@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map_only
 
 import tunerkit as tk
 from tunerkit.planning.architectures import transformer_on_meta, with_depth
-from tunerkit.planning.batches import Largest, Stand
+from tunerkit.planning.batches import Stand
+from tunerkit.planning.largest import Largest
 from tunerkit.training.blocks import BlockRunner
 from tunerkit.training.weights import add_adapter
 

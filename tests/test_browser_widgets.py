@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ for number in range({UPDATES} + 1):
     progress("clips", number, {UPDATES})
     time.sleep(0.0001)
 """
-GALLERY, CLIPS, CACHE, NEXT, SWEEP = 1, 2, 3, 4, 5
+GALLERY, CLIPS, CACHE, NEXT, SWEEP, FORM = 1, 2, 3, 4, 5, 6
 """Numbers of the cells of `tools`."""
 PLAYERS = len(PROMPTS) * len(STEPS)
 TOGETHER = 0.25
@@ -55,6 +56,7 @@ def tools(browser: Browser, lab: LabServer, pristine_project: Path) -> Iterator[
     clips = write_dataset(pristine_project, lab.root / "dataset")
     rounds = write_rounds(lab.root / "rounds")
     sweep = write_sweep(lab.root / "sweep", pretend_notebook(lab.root))
+    project = shutil.copytree(pristine_project, lab.root / "form")
     write_notebook(
         lab.root / "tools.ipynb",
         "import tunerkit as tk\nimport tunerkit_widgets as tw",
@@ -63,6 +65,7 @@ def tools(browser: Browser, lab: LabServer, pristine_project: Path) -> Iterator[
         RATE,
         'print("the next cell")',
         f"tw.SweepTable({str(sweep)!r})",
+        f"form = tw.SetupForm({str(project)!r})\nform",
     )
     with browser.open(lab, "tools.ipynb") as notebook:
         notebook.page.set_viewport_size({"width": 1280, "height": 1800})  # videos out of sight are not loaded
@@ -260,6 +263,39 @@ def test_the_table_of_a_sweep_plays_its_video(tools: LabNotebook) -> None:
     assert table.box.locator("video").count() == 1
     shoot(tools, SWEEP, "sweep")
     assert table.unnamed() == []
+
+
+def test_the_form_says_whether_it_fits_and_makes_it_fit(tools: LabNotebook) -> None:
+    """The miniature; then the published model, too large a batch of it, and the change that is proposed."""
+    form = Widget(tools, FORM)
+    form.click("Does it fit?")
+    bar = form.box.get_by_role("img")
+    bar.wait_for(timeout=1000 * SECONDS)
+    form.box.get_by_text("No GPU here").wait_for()
+    first = bar.get_attribute("aria-label") or ""
+    assert re.fullmatch(r"weights 2.\d MiB, adapter 96.* KiB, optimizer state .*, activations [\d.]+ MiB", first)
+
+    tools.set("LoRA rank", 16)
+    wait_until(lambda: "adapter 192" in (bar.get_attribute("aria-label") or ""), SECONDS)
+
+    tools.set("Checkpoint", "")
+    tools.set("Batch size", 8)
+    tools.set("GPU memory", "12 GiB")
+    form.box.get_by_text("✗ Does not fit 12.0 GiB").wait_for(timeout=1000 * SECONDS)
+    apply = form.role("button", "Apply")
+    apply.wait_for(timeout=1000 * SECONDS)
+    proposed = form.box.get_by_text("What makes it fit").inner_text()
+    assert "gradient_checkpointing = true" in proposed
+    assert "Then it fits: " in proposed
+    shoot(tools, FORM, "form_too_large")
+    apply.click()
+    form.box.get_by_text("✓ Fits 12.0 GiB").wait_for(timeout=1000 * SECONDS)
+    assert not apply.is_visible()
+    shoot(tools, FORM, "form_fits")
+    tools.unfold("Memory")
+    assert tools.field("gradient checkpointing").is_checked()
+    assert form.unnamed() == []
+    check_clean(tools)
 
 
 def test_the_main_flow_with_colabs_versions(browser: Browser, colab_lab: LabServer, pristine_project: Path) -> None:

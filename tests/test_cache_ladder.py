@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import tunerkit as tk
-from tunerkit.cache import encode
 from tunerkit.cache.encode import EncodingError, LatentEncoder
 from tunerkit.cache.entries import Cache
+from tunerkit.devices import is_out_of_memory
 from tunerkit.families.sana_video.family import SanaVideo
 
 MakeConfig = Callable[..., tk.TrainConfig]
@@ -139,7 +139,7 @@ def test_other_errors_are_of_one_clip_and_not_of_memory(make_config: MakeConfig)
     [result] = encoder.encode([noise(5, 32)])
     assert isinstance(result, EncodingError)
     assert "kernel is broken" in str(result)
-    assert not encode.is_out_of_memory(RuntimeError("kernel is broken"))
+    assert not is_out_of_memory(RuntimeError("kernel is broken"))
 
 
 def test_build_records_the_fallback_and_finds_the_entries_again(make_config: MakeConfig, monkeypatch, project) -> None:

@@ -8,7 +8,7 @@ from full_size import traced_step
 
 import tunerkit as tk
 from tunerkit.families.published import build
-from tunerkit.planning.batches import Largest
+from tunerkit.planning.largest import Largest
 
 SANA, LTX2, KANDINSKY5 = "sanavideo", "ltxvideo2", "kandinsky5-video"
 

@@ -19,9 +19,7 @@ from tunerkit.memory.masters import Master, Pinned
 from tunerkit.memory.offload import Group, _Coming
 from tunerkit.memory.offload_groups import swapped_blocks
 
-SWAP = {"musubi_blocks_to_swap": 3}
-GROUPS = {"enable_group_offload": True}
-LEAVES = {**GROUPS, "group_offload_type": "leaf_level"}
+LEAVES = {"enable_group_offload": True, "group_offload_type": "leaf_level"}
 
 
 def test_swapped_blocks_are_spread() -> None:
@@ -144,6 +142,24 @@ def test_only_what_dead_processes_left_is_deleted(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("way", [{"enable_group_offload": True}, {"group_offload_vae": True}])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path: Path, way: dict[str, Any]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "clips").mkdir()
+    clips = {"id": "clips", "instance_data_dir": str(tmp_path / "clips")}
+    for path, words in ((tmp_path / "file", "is not a folder"), (tmp_path / "file" / "below", "file is not a folder")):
+        config = tk.TrainConfig(
+            model_family="sanavideo",
+            output_dir=tmp_path / "out",
+            max_train_steps=1,
+            datasets=[clips],
+            group_offload_to_disk_path=path,
+            **way,
+        )
+        with pytest.raises(tk.ConfigError, match=f"group_offload_to_disk_path = .*{words}.*Fix: name a folder"):
+            tk.Trainer(config)
+
+
 def test_a_full_or_forbidden_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(tk.TunerkitError, match=r"group_offload_to_disk_path = .*file.*Fix: "):
@@ -153,38 +169,13 @@ def test_a_full_or_forbidden_disk_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         disk.OnDisk(tmp_path, "transformer")(torch.zeros(4, dtype=torch.uint8))
 
 
-# What cannot be combined -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("way", [SWAP, GROUPS], ids=["swap", "groups"])
-@pytest.mark.parametrize(
-    ("settings", "key", "message"),
-    [
-        ({"model_type": "full"}, None, "trains all of them"),
-        ({"gradient_checkpointing": False}, "gradient_checkpointing", "needs it"),
-        ({**SWAP, **GROUPS}, "musubi_blocks_to_swap", "both move"),
-    ],
-)
-def test_what_cannot_be_combined_is_refused(
-    way: dict[str, Any], settings: dict[str, Any], key: str | None, message: str
-) -> None:
-    with pytest.raises(tk.ConfigError) as error:
-        tk.TrainConfig(**{**way, **settings})
-    [problem] = error.value.problems
-    assert problem.key == (key or next(iter(way)))
-    assert message in problem.message
-    assert problem.fix
-
-
-def test_blocks_are_swapped_to_the_cpu_only() -> None:
-    with pytest.raises(tk.ConfigError, match="group_offload_to_disk_path"):
-        tk.TrainConfig(**SWAP, musubi_block_swap_device="disk")
-    assert [note.key for note in tk.TrainConfig(musubi_block_swap_device="disk").notes] == ["musubi_block_swap_device"]
+# What has no effect (what is refused, test_memory_combinations.py has) --------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
+        ({"musubi_block_swap_device": "disk"}, "musubi_block_swap_device"),
         ({"group_offload_use_stream": True}, "group_offload_use_stream"),
         ({"group_offload_type": "leaf_level"}, "group_offload_type"),
         ({"group_offload_to_disk_path": "elsewhere"}, "group_offload_to_disk_path"),

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from poisoned import poison
 from safetensors import safe_open
-from test_offload import Poisoned
 
 import tunerkit as tk
 from tunerkit.cache import encode
@@ -23,8 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offload_groups, "Offloader", Poisoned)
-    monkeypatch.setattr(Poisoned, "poisons_forward", False)
+    poison(monkeypatch)
 
 
 def content(path: Path) -> list[Any]:
@@ -32,7 +31,12 @@ def content(path: Path) -> list[Any]:
     if path.suffix != ".safetensors":
         return [path.read_bytes()]
     with safe_open(path, framework="pt") as file:
-        return [file.metadata(), {name: file.get_tensor(name).tolist() for name in file.keys()}]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return [file.metadata(), {name: (t.dtype, t.shape, _bytes(t)) for name, t in tensors.items()}]
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def finished(config: tk.TrainConfig, stops: tuple[int, ...] = ()) -> tuple[list[float], dict[str, list[Any]]]:
@@ -53,8 +57,9 @@ def finished(config: tk.TrainConfig, stops: tuple[int, ...] = ()) -> tuple[list[
 
 SETTINGS: dict[str, Any] = {
     "max_train_steps": 2, "checkpoint_step_interval": 1, "validation_step_interval": 2, "validation_disable": False,
-    "validation_num_inference_steps": 2, "mixed_precision": "bf16", "gradient_checkpointing": True, "use_ema": True,
-    "ema_validation": "ema_only", "disable_benchmark": True, "lora_init_type": "pissa",
+    "validation_num_inference_steps": 1, "validation_num_video_frames": 9, "user_prompt_library": None,
+    "mixed_precision": "bf16", "gradient_checkpointing": True, "use_ema": True, "ema_validation": "ema_only",
+    "disable_benchmark": True, "lora_init_type": "pissa",
 }  # fmt: skip
 
 
@@ -75,10 +80,15 @@ def test_an_offloaded_run_is_the_run_without(make_config: MakeConfig, tmp_path: 
 def test_too_many_blocks_are_refused_before_anything_is_loaded(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """How many a transformer has, its configuration says; the plan reads it as well."""
     config = make_config(output_dir=tmp_path, musubi_blocks_to_swap=2, gradient_checkpointing=True)
     monkeypatch.setattr(type(tk.family("sanavideo")), "load_transformer", None)
-    with pytest.raises(tk.ConfigError, match="musubi_blocks_to_swap = 2: the transformer has 2 blocks"):
-        tk.Trainer(config).prepare(progress=False)
+    uses: list[Callable[[], Any]] = [lambda: tk.Trainer(config).prepare(progress=False), lambda: tk.plan(config)]
+    for use in uses:
+        with pytest.raises(
+            tk.ConfigError, match=r"musubi_blocks_to_swap = 2: the transformer has 2 .*set it to 0 to 1"
+        ):
+            use()
 
 
 def test_several_processes_are_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,31 +159,42 @@ def texts_of(config: tk.TrainConfig, encoder: Any) -> list[dict[str, torch.Tenso
     return [encode_texts(encoder, family, config, ["A red ball moves."], kind)[0] for kind in ("positive", "negative")]
 
 
-@pytest.mark.parametrize(
-    "family",
-    ["sanavideo", *[pytest.param(name, marks=pytest.mark.slow) for name in ("kandinsky5-video", "ltxvideo2")]],
-)
-def test_texts_and_clips_are_encoded_as_without(request: pytest.FixtureRequest, family: str, tmp_path: Path) -> None:
-    if family == "sanavideo":
-        path = request.getfixturevalue("pristine_project") / "config.json"
-    elif family == "ltxvideo2":
-        path = request.getfixturevalue("ltx2_projects")["2.3-dev"]
-    else:
-        path = request.getfixturevalue("kandinsky5_projects")("t2v-lite-sft-5s")
-    config = tk.resolve(tk.load_config(path))
-    on = {"group_offload_text_encoder": True, "group_offload_vae": True, "group_offload_use_stream": True}
-    offloaded = config.changed(**on, group_offload_to_disk_path=tmp_path / "offload")
-    one = tk.family(family)
-    expected = texts_of(config, load_text_encoder(config, one))
-    encoder = load_text_encoder(offloaded, one)
-    assert any((tmp_path / "offload").rglob("*.safetensors"))
-    for found in (texts_of(offloaded, encoder), texts_of(offloaded, encoder)):
-        for these, those in zip(found, expected, strict=True):
-            assert all(torch.equal(these[name], those[name]) for name in those)
-    clip = torch.randint(0, 255, (9, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    latents = [LatentEncoder(settings, one).encode([clip, clip]) for settings in (config, offloaded)]
-    for (plain, _), (here, _) in zip(*latents, strict=True):
-        assert all(torch.equal(plain[name], here[name]) for name in plain)
+class Family:
+    """A class for each family, so that each needs its own demo project alone."""
+
+    def test_texts_and_clips_are_encoded_as_without(self, demo_path: Path, tmp_path: Path) -> None:
+        config = tk.resolve(tk.load_config(demo_path))
+        on = {"group_offload_text_encoder": True, "group_offload_vae": True, "group_offload_use_stream": True}
+        offloaded = config.changed(**on, group_offload_to_disk_path=tmp_path / "offload")
+        one = tk.family(str(config.model_family))
+        expected = texts_of(config, load_text_encoder(config, one))
+        encoder = load_text_encoder(offloaded, one)
+        assert any((tmp_path / "offload").rglob("*.safetensors"))
+        for found in (texts_of(offloaded, encoder), texts_of(offloaded, encoder)):
+            for these, those in zip(found, expected, strict=True):
+                assert all(torch.equal(these[name], those[name]) for name in those)
+        clip = torch.randint(0, 255, (9, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        latents = [LatentEncoder(settings, one).encode([clip, clip]) for settings in (config, offloaded)]
+        for (plain, _), (here, _) in zip(*latents, strict=True):
+            assert all(torch.equal(plain[name], here[name]) for name in plain)
+
+
+class TestSana(Family):
+    @pytest.fixture
+    def demo_path(self, pristine_project: Path) -> Path:
+        return pristine_project / "config.json"
+
+
+class TestLtx2(Family):
+    @pytest.fixture
+    def demo_path(self, ltx2_projects: dict[str, Path]) -> Path:
+        return ltx2_projects["2.3-dev"]
+
+
+class TestKandinsky5(Family):
+    @pytest.fixture
+    def demo_path(self, kandinsky5_projects: Callable[[str], Path]) -> Path:
+        return kandinsky5_projects("t2v-lite-sft-5s")
 
 
 def test_what_does_not_fit_goes_to_the_cpu_without_its_offloader(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,12 +14,15 @@ import torch
 import tunerkit as tk
 from tunerkit.cli import main
 from tunerkit.demo import kandinsky5, ltx2, sana_video
+from tunerkit.planning import planner
 from tunerkit.planning import tracker as tracker_module
 from tunerkit.planning.architectures import configuration, transformer_on_meta, with_depth
-from tunerkit.planning.batches import Largest, Stand, largest_batch, tensors_of
+from tunerkit.planning.batches import Stand, tensors_of
+from tunerkit.planning.largest import Largest, largest_batch
 from tunerkit.planning.measured import measured_step
 from tunerkit.planning.phases import clip_encoding, text_encoding
-from tunerkit.planning.result import GIB, Plan
+from tunerkit.planning.result import GIB, PhasePlan, Plan
+from tunerkit.planning.seconds import Work
 from tunerkit.planning.step import trace_step
 from tunerkit.planning.tracker import ROUNDING, Segment, StorageTracker
 from tunerkit.planning.training import training_step
@@ -233,6 +237,7 @@ def test_a_trace_counts_operations_and_copies_without_memory() -> None:
         made = (left @ right).to(torch.bfloat16)
         kept = made.to("cpu")  # stays without content, on the host
         number = float(made.sum())
+        known = int(torch.tensor([3.0, 5.0]).amax())  # of a tensor with content
         back = torch.empty_like(kept)
         with tracker.host():
             master = torch.empty(1 << 40, dtype=torch.uint8, device="cpu")  # a terabyte
@@ -240,7 +245,7 @@ def test_a_trace_counts_operations_and_copies_without_memory() -> None:
         back.copy_(master[: 1 << 20])
     work = tracker.segments()[-1].work
     assert (work.flops_fp32, work.flops) == (2 * 8 * 16 * 4, 0)
-    assert number == 1.0
+    assert (number, known) == (1.0, 5)
     assert kept.is_meta
     assert tracker.host_bytes == (1 << 40) + kept.nbytes
     assert work.link_beside == 1 << 20
@@ -282,9 +287,18 @@ def test_a_plan_of_a_model_that_is_not_there(sana: Plan) -> None:
     assert sana.phase("clip encoding").parts["weights"] == pytest.approx(507_591_892, rel=0.001)
     assert sana.disk.checkpoint == pytest.approx(3 * adapter, rel=0.01)
     assert sana.disk.checkpoints == 3
+    files = 2 * 2_614_341_888 + 2 * 2.057e9 + 507_591_892  # text encoder, transformer; the VAE in float32
+    assert sana.disk.download == pytest.approx(files, rel=0.002)
     assert sana.disk.cache is None
     assert sana.fits
     assert sana.changes == ()
+
+
+def test_a_plan_that_was_made_before_is_the_same(sana: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "_figures", None)  # nothing is traced
+    again = tk.plan(sana.config, 24)
+    assert (again.phases, again.disk, again.blocks) == (sana.phases, sana.disk, sana.blocks)
+    assert (str(again), again.changes, again.largest) == (str(sana), sana.changes, sana.largest)
 
 
 def test_a_plan_is_shown_as_text_table_and_chart(sana: Plan) -> None:
@@ -297,6 +311,11 @@ def test_a_plan_is_shown_as_text_table_and_chart(sana: Plan) -> None:
     axes = sana.figure().axes[0]
     drawn = sum(bar.get_width() for bar in axes.patches)
     assert drawn == pytest.approx(sum(phase.peak for phase in sana.phases) / GIB)
+    assert "GiB" in axes.get_xlabel()
+    tiny = replace(sana, phases=(PhasePlan("training step", 3 << 20, {"weights": 3 << 20}, 0, Work()),), vram=None)
+    axes = tiny.figure().axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [3.0]
+    assert "MiB" in axes.get_xlabel()
 
 
 def test_a_plan_counts_the_files_of_a_project(project: Path) -> None:
@@ -340,16 +359,35 @@ def test_the_fastest_changes_that_fit(tmp_path: Path) -> None:
     assert "gradient_checkpointing = true" in str(found)
     swapped = tk.plan(config.changed(gradient_checkpointing=True, train_batch_size=1), 15.5).changes
     assert [next(iter(change.settings)) for change in swapped] == ["musubi_blocks_to_swap"]
+    assert [change.key for change in swapped] == ["blocks_from_ram"]
+    traces = len(planner._CACHE)
+    tk.plan(swapped[0].plan.config.changed(musubi_blocks_to_swap=9))
+    assert len(planner._CACHE) == traces  # however many are swapped, all are traced once
 
 
 def test_what_cannot_be_planned_is_said(tmp_path: Path) -> None:
     config = published(tmp_path, validation_disable=True)
-    with pytest.raises(tk.ConfigError, match="vram_gib = -1"):
-        tk.plan(config, -1)
+    for wrong in (-1, float("inf"), True, "24GB"):
+        with pytest.raises(tk.ConfigError, match=f"vram_gib = '?{wrong}.* is no size of a memory"):
+            tk.plan(config, cast(float, wrong))
+    with pytest.raises(tk.ConfigError, match=r"vram_gib.*no GPU was found here"):
+        tk.autofit(config)
     with pytest.raises(tk.ConfigError, match="gpu = 'abacus'"):
         tk.plan(config, gpu="abacus")
     with pytest.raises(tk.DatasetError, match="no usable clip"):
         tk.plan(config).verify()
+
+
+def test_the_largest_of_several_datasets_counts(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    long, large = (
+        {"id": name, "instance_data_dir": str(tmp_path / "clips"), "resolution": size, "video": {"num_frames": frames}}
+        for name, size, frames in (("long", 256, 81), ("large", 1024, 77))
+    )
+    config = published(tmp_path).changed(datasets=[long, large])
+    found = largest_batch(config, tk.family("sanavideo"))
+    assert found.frames == 77
+    assert found.width * found.height == pytest.approx(1024**2, rel=0.05)
 
 
 def test_the_size_follows_the_settings_where_there_is_no_clip(tmp_path: Path) -> None:

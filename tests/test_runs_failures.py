@@ -14,8 +14,9 @@ import torch
 
 import tunerkit as tk
 from tunerkit.cli import main
+from tunerkit.devices import is_out_of_memory
 from tunerkit.running import memory as memory_module
-from tunerkit.running.memory import is_out_of_memory, memory_hint
+from tunerkit.running.memory import memory_hint
 from tunerkit.training.run_folder import RunFolder
 
 MakeConfig = Callable[..., tk.TrainConfig]

@@ -102,7 +102,7 @@ def test_every_text_exists_and_is_used() -> None:
     sources = [path.read_text(encoding="utf-8") for path in WIDGETS.rglob("*.py")]
     literal = set(re.findall(r"""["']([a-z]+\.[a-z_]+)["']""", "\n".join(sources)))
     keys = set(own("en"))
-    computed = {key for key in keys if key.startswith(("label.", "group.", "cache."))}
+    computed = {key for key in keys if key.startswith(("label.", "group.", "cache.", "change."))}
     assert keys - literal == computed - literal
     assert not {key for key in literal if key.split(".")[0] in {k.split(".")[0] for k in keys}} - keys
     assert {f"label.{name}" for name in MAIN} | {f"group.{name}" for name in FOLDED} <= keys

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from full_size import PeakMemory
@@ -17,7 +16,6 @@ from tunerkit.cache.encode import EncodingError, LatentEncoder
 from tunerkit.demo.ltx2_vaes import averaging_video_vae
 from tunerkit.demo.wan_vae import averaging_wan_vae
 from tunerkit.errors import ModelError
-from tunerkit.families.rendering import RenderRequest
 from tunerkit.families.sana_video.family import SanaVideo
 from tunerkit.memory.vae_parts import obstacle, work_in_parts, work_whole
 from tunerkit.memory.vae_sizes import FRAMES, MOST_FRAMES, Parts, frames_that_fit
@@ -54,7 +52,7 @@ def random_vae(kind: str) -> Any:
 
 def clip(kind: str, frames: int, tiles: int = 1) -> torch.Tensor:
     """`[1, 3, T, H, W]` of few pixels; float64."""
-    edge = 64 if kind.startswith("ltx2") else 32
+    edge = 64 if kind.startswith("ltx2") else 16 if kind == "wan" else 32
     source = torch.Generator().manual_seed(2)
     return torch.rand(1, 3, frames, edge, edge * tiles, generator=source, dtype=torch.float64) * 2 - 1
 
@@ -202,25 +200,6 @@ def test_settings_reach_the_vae_and_the_names_of_its_latents(make_config: MakeCo
         pixels = clip("wan", 5).float()
         expected = family.encode_latents(family.load_vae(plain, cpu), pixels)
         torch.testing.assert_close(family.encode_latents(vae, pixels), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_validation_renders_the_same_video(make_config: MakeConfig) -> None:
-    family, cpu = tk.family("sanavideo"), torch.device("cpu")
-    config = tk.resolve(make_config())
-    source = torch.Generator().manual_seed(5)
-    text = {
-        "prompt_embeds": torch.randn(300, 32, generator=source),
-        "prompt_attention_mask": torch.ones(300, dtype=torch.long),
-    }
-    request = RenderRequest(text, text, 96, 64, 9, steps=1, guidance=1.0, seed=6, fps=16.0)
-    transformer = family.load_transformer(config, torch.float32).eval()
-    frames = []
-    for settings in ({}, {"vae_enable_temporal_roll": True}):
-        used = config.changed(**settings)
-        pipeline = family.build_pipeline(used, transformer, family.load_vae(used, cpu), image_to_video=False)
-        frames.append(family.render(used, pipeline, request).frames.astype(float))
-    assert np.abs(frames[0] - frames[1]).max() <= 1  # of 255: one step of rounding
-    assert frames[0].std() > 5
 
 
 def test_a_vae_that_cannot_is_refused(make_config: MakeConfig) -> None:

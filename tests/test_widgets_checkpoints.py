@@ -57,7 +57,7 @@ def on_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def browser(folder: Path, request: pytest.FixtureRequest) -> CheckpointBrowser:
+def table(folder: Path, request: pytest.FixtureRequest) -> CheckpointBrowser:
     request.getfixturevalue("on_page")
     return CheckpointBrowser(tk.attach(folder))
 
@@ -89,9 +89,9 @@ def test_a_run_has_what_the_widgets_use(folder: Path) -> None:
 # Checkpoints ---------------------------------------------------------------------------------------------------
 
 
-def test_the_table_marks_best_and_final(browser: CheckpointBrowser) -> None:
-    assert browser.best == 20
-    rows = [browser.cells(one) for one in browser.checkpoints]
+def test_the_table_marks_best_and_final(table: CheckpointBrowser) -> None:
+    assert table.best == 20
+    rows = [table.cells(one) for one in table.checkpoints]
     assert [(row[0], row[2], row[-1]) for row in rows] == [
         ("10", "0.9000", "–"),
         ("20", "0.5000", "best"),
@@ -99,32 +99,32 @@ def test_the_table_marks_best_and_final(browser: CheckpointBrowser) -> None:
     ]
     assert rows[0][1] == "0.1000"
     assert rows[0][3] == "1.0 MiB"
-    assert "Checkpoints: 3, 3.0 MiB" in page(browser.widget)
-    assert not visible(browser.view._actions)  # type: ignore[union-attr]
+    assert "Checkpoints: 3, 3.0 MiB" in page(table.widget)
+    assert not visible(table.view._actions)  # type: ignore[union-attr]
 
 
-def test_resume_from_gives_the_value_of_the_setting(browser: CheckpointBrowser, folder: Path) -> None:
-    view = browser.view
+def test_resume_from_gives_the_value_of_the_setting(table: CheckpointBrowser, folder: Path) -> None:
+    view = table.view
     assert view is not None
     click(view.choosers[20])
     assert view.choosers[20].button_style == "info"
     assert view.choosers[10].button_style == ""
     assert visible(view._actions)
-    assert browser.chosen is None
+    assert table.chosen is None
     click(view.resume_button)
-    assert browser.chosen == view.value.value == str(folder / "checkpoint-20")
+    assert table.chosen == view.value.value == str(folder / "checkpoint-20")
     assert visible(view.value)
-    config = tk.TrainConfig(model_family="sanavideo", output_dir=folder, resume_from_checkpoint=browser.chosen)
-    assert config.resume_from_checkpoint == browser.chosen
+    config = tk.TrainConfig(model_family="sanavideo", output_dir=folder, resume_from_checkpoint=table.chosen)
+    assert config.resume_from_checkpoint == table.chosen
 
 
-def test_delete_asks_first_and_says_what_it_freed(browser: CheckpointBrowser, folder: Path) -> None:
-    view = browser.view
+def test_delete_asks_first_and_says_what_it_freed(table: CheckpointBrowser, folder: Path) -> None:
+    view = table.view
     assert view is not None
     click(view.choosers[10])
     click(view.resume_button)
     click(view.delete_button)
-    assert "Delete checkpoint-10 and free 1.0 MiB?" in page(browser.widget)
+    assert "Delete checkpoint-10 and free 1.0 MiB?" in page(table.widget)
     click(view.keep_button)
     assert not visible(view._asking)
     assert (folder / "checkpoint-10").is_dir()
@@ -134,16 +134,16 @@ def test_delete_asks_first_and_says_what_it_freed(browser: CheckpointBrowser, fo
     assert not (folder / "checkpoint-10").exists()
     assert "checkpoint-10 is deleted; 1.0 MiB freed." in view.message.value
     assert list(view.choosers) == [20, 30]
-    assert browser.chosen is None
+    assert table.chosen is None
     assert not visible(view.value)
     assert not visible(view._actions)
 
 
 @pytest.mark.parametrize("action", ["resume_button", "export_button", "delete_button", "confirm_button"])
 def test_a_checkpoint_that_vanished_is_said_and_leaves_the_table(
-    browser: CheckpointBrowser, folder: Path, action: str
+    table: CheckpointBrowser, folder: Path, action: str
 ) -> None:
-    view = browser.view
+    view = table.view
     assert view is not None
     click(view.choosers[20])
     shutil.rmtree(folder / "checkpoint-20")
@@ -151,18 +151,18 @@ def test_a_checkpoint_that_vanished_is_said_and_leaves_the_table(
     assert "checkpoint-20 is not there any more." in view.message.value
     assert "Details" not in view.message.value
     assert list(view.choosers) == [10, 30]
-    assert browser.best == 30
+    assert table.best == 30
 
 
-def test_a_run_folder_that_vanished_leaves_an_empty_table(browser: CheckpointBrowser, folder: Path) -> None:
+def test_a_run_folder_that_vanished_leaves_an_empty_table(table: CheckpointBrowser, folder: Path) -> None:
     shutil.rmtree(folder)
-    assert browser.view is not None
-    click(browser.view.refresh_button)
-    assert "There are no checkpoints yet." in page(browser.widget)
+    assert table.view is not None
+    click(table.view.refresh_button)
+    assert "There are no checkpoints yet." in page(table.widget)
 
 
-def test_export_shows_the_path_or_the_reason(browser: CheckpointBrowser, monkeypatch: pytest.MonkeyPatch) -> None:
-    view = browser.view
+def test_export_shows_the_path_or_the_reason(table: CheckpointBrowser, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = table.view
     assert view is not None
     asked: list[tuple[str, str, str]] = []
 
@@ -174,7 +174,7 @@ def test_export_shows_the_path_or_the_reason(browser: CheckpointBrowser, monkeyp
             raise tk.TunerkitError("it trains no LoRA. Fix: use transformer/")
         return path
 
-    monkeypatch.setattr(browser.run, "export", export)
+    monkeypatch.setattr(table.run, "export", export)
     click(view.choosers[30])
     click(view.export_button)
     assert "it trains no LoRA. Fix: use transformer/" in view.message.value
@@ -182,11 +182,11 @@ def test_export_shows_the_path_or_the_reason(browser: CheckpointBrowser, monkeyp
     pick(view.format, "comfyui")
     click(view.export_button)
     assert asked[1] == ("checkpoint-30-comfyui.safetensors", "comfyui", "checkpoint-30")
-    assert str(browser.run.output_dir / "export" / "checkpoint-30-comfyui.safetensors") in view.message.value
+    assert str(table.run.output_dir / "export" / "checkpoint-30-comfyui.safetensors") in view.message.value
 
 
-def test_compare_hands_both_steps_to_the_gallery(browser: CheckpointBrowser, folder: Path) -> None:
-    view = browser.view
+def test_compare_hands_both_steps_to_the_gallery(table: CheckpointBrowser, folder: Path) -> None:
+    view = table.view
     assert view is not None
     click(view.choosers[30])
     click(view.compare_button)
@@ -199,9 +199,9 @@ def test_compare_hands_both_steps_to_the_gallery(browser: CheckpointBrowser, fol
     pick(view.other, "10")
     click(view.compare_button)
     assert "compares step 12 with step 30" in view.message.value
-    assert browser.gallery is not None
-    assert browser.gallery.widget.wipe == {"row": "fox-64x48-7", "left": "12", "right": "30"}
-    assert view.gallery.children == (browser.gallery.widget,)
+    assert table.gallery is not None
+    assert table.gallery.widget.wipe == {"row": "fox-64x48-7", "left": "12", "right": "30"}
+    assert view.gallery.children == (table.gallery.widget,)
 
     shared = ValidationGallery(folder)
     other = CheckpointBrowser(folder, gallery=shared)
@@ -213,14 +213,14 @@ def test_compare_hands_both_steps_to_the_gallery(browser: CheckpointBrowser, fol
 
 
 def test_without_widgets_there_is_a_table(folder: Path) -> None:
-    browser = CheckpointBrowser(folder)
-    assert browser.widget is None
-    assert "<table>" in browser.static()
-    assert str(browser).splitlines()[2].split()[0] == "20"
-    assert str(browser).endswith("Checkpoints: 3, 3.0 MiB")
+    table = CheckpointBrowser(folder)
+    assert table.widget is None
+    assert "<table>" in table.static()
+    assert str(table).splitlines()[2].split()[0] == "20"
+    assert str(table).endswith("Checkpoints: 3, 3.0 MiB")
     for step in STEPS:
-        browser.delete(step)
-    assert str(browser) == "There are no checkpoints yet."
+        table.delete(step)
+    assert str(table) == "There are no checkpoints yet."
 
 
 # Runs ----------------------------------------------------------------------------------------------------------

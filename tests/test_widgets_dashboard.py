@@ -86,7 +86,7 @@ def test_the_numbers_of_a_running_training_are_on_the_page(run: FakeRun) -> None
     facts = view.facts.value
     for words in ("0.0333", "smoothed 0.", "video 0.2500", "sound 0.1250", "1.00e-04", "2.00 steps/s", "50 s"):
         assert words in facts
-    for words in ("GPU memory", "6.0 GiB", "peak 7.0 of 24.0 GiB", "120.0 GiB"):
+    for words in ("GPU memory", "6.0 GiB", "peak 7.0 GiB of 24.0 GiB", "120.0 GiB"):
         assert words in facts
     assert bytes(view.plot.value).startswith(b"\x89PNG")
 
@@ -95,15 +95,15 @@ def test_the_numbers_of_a_running_training_are_on_the_page(run: FakeRun) -> None
 def test_the_memory_stands_beside_the_planned_one(run: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     plan: Any = SimpleNamespace(peak=8 * GIB)
     shown = TrainingDashboard(run, plan)
-    assert "peak 7.0 of 8.0 GiB planned, 24.0 there" in view_of(shown).facts.value
-    assert "peak 7.0 of 8.0 GiB planned, 24.0 there" in shown.static()
+    assert "peak 7.0 GiB (planned 8.0 GiB) of 24.0 GiB" in view_of(shown).facts.value
+    assert "peak 7.0 GiB (planned 8.0 GiB) of 24.0 GiB" in shown.static()
     run.be(device="cpu")  # the machine's memory: not what was planned
-    assert "peak 7.0 of 24.0 GiB" in shown.static()
+    assert "peak 7.0 GiB of 24.0 GiB" in shown.static()
     run.be(device="NVIDIA L4", state="done")
     plain = PlainLines(run, plan=plan)
     plain.open()
     plain.close()
-    assert "GPU memory: peak 7.0 of 8.0 GiB planned" in capsys.readouterr().out
+    assert "GPU memory: peak 7.0 GiB (planned 8.0 GiB)" in capsys.readouterr().out
     run.be(memory_peak=None)
     assert "planned" not in shown.static()
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_data_inspect import clip, config_of, dataset_of
+from widget_messages import wait
 
 import tunerkit as tk
 import tunerkit_widgets
@@ -60,14 +61,6 @@ class Page:
     @property
     def rows(self) -> list[dict[str, Any]]:
         return self.browser.widget.table["rows"]
-
-
-def wait(condition: Callable[[], Any]) -> None:
-    """Until something that threads do has happened."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from widget_messages import click
+from widget_messages import click, edit, wait
 
 import tunerkit as tk
 import tunerkit_widgets as tw
@@ -36,19 +36,6 @@ def _on_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def form(project: Path) -> tw.SetupForm:
     return tw.SetupForm(project, max_train_steps=STEPS)
-
-
-def edit(widget: Any, value: Any) -> None:
-    """What the page sends when somebody edits a field or chooses from a list."""
-    widget.value = value
-
-
-def wait(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Until something that a thread does is done."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def counted(form: tw.SetupForm) -> str:
@@ -79,7 +66,7 @@ def test_epochs_and_accumulation_make_the_steps(form: tw.SetupForm) -> None:
     config = form.config
     batches = tk.batch_plan(config, tk.inspect_dataset(config).samples).first_batch(3)
     words = counted(form)
-    assert words.startswith("3 passes over ")
+    assert ">3 passes over " in words
     assert f"samples = {-(-batches // 2)} optimizer steps, batch {config.train_batch_size} (x 2 accumulated)" in words
 
 

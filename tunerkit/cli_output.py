@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunerkit.running.memory import is_out_of_memory
+from tunerkit.devices import is_out_of_memory
 
 if TYPE_CHECKING:
     from tunerkit.running.run import Run

@@ -1,16 +1,23 @@
-"""Which device a run uses, and giving its memory back between phases."""
+"""Which device a run uses, giving its memory back between phases, and telling when it ran out."""
 
 from __future__ import annotations
 
 import gc
 from typing import TYPE_CHECKING
 
-from tunerkit.errors import ConfigError, Problem
+from tunerkit.errors import ConfigError, Problem, TunerkitError
 
 if TYPE_CHECKING:
     import torch
 
     from tunerkit.config.settings import TrainConfig
+
+_ALLOCATION_FAILURES = (
+    "out of memory",  # CUDA, HIP and MPS, where they raise a plain RuntimeError
+    "not enough memory",  # DefaultCPUAllocator
+    "can't allocate memory",  # the same allocator on other systems
+    "_STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
+)
 
 
 def run_device(config: TrainConfig) -> torch.device:
@@ -41,3 +48,12 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a computation failed for lack of memory, of a GPU or of the machine."""
+    if isinstance(error, TunerkitError):  # has been understood already
+        return False
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILURES)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tunerkit.devices import free_memory, run_device
+from tunerkit.devices import free_memory, is_out_of_memory, run_device
 from tunerkit.errors import ModelError, TunerkitError
 
 if TYPE_CHECKING:
@@ -20,13 +20,6 @@ logger = logging.getLogger("tunerkit")
 
 ON_CPU = "cpu"
 """The last fallback of every family."""
-OUT_OF_MEMORY = (
-    "out of memory",  # CUDA, HIP and MPS, where they raise a plain RuntimeError
-    "not enough memory",  # DefaultCPUAllocator
-    "can't allocate memory",  # the same allocator on other systems
-    "_STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
-)
-
 Loaded = TypeVar("Loaded")
 
 
@@ -40,15 +33,6 @@ class EncodingError(TunerkitError):
     def __init__(self, message: str, *, clip_at_fault: bool) -> None:
         super().__init__(message)
         self.clip_at_fault = clip_at_fault
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of a GPU or of the machine, was short."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def load_where_it_fits(
@@ -79,8 +63,7 @@ class LatentEncoder:
     def __init__(self, config: TrainConfig, family: Family) -> None:
         """Nothing is loaded before the first clip."""
         self._config, self._family, self._device = config, family, run_device(config)
-        taken = {"in parts": config.vae_enable_temporal_roll, "tiled": config.vae_enable_tiling}
-        self._rungs = ("", *(how for how in family.vae_fallbacks if not taken.get(how)), ON_CPU)
+        self._rungs = vae_rungs(config, family)
         self._vae: Any = None
         self._rung = 0
         self._failed: dict[int, int] = {}
@@ -155,23 +138,14 @@ class LatentEncoder:
         if self._vae is None or rung < self._rung:
             self._vae = None  # what saved memory cannot be undone in place
             free_memory()
-            self._vae, where = load_where_it_fits(self._load, self._device, "the VAE")
+            self._vae, where = load_vae(self._config, self._family, self._device)
             self._rung = 0
             if where != self._device:
                 self._failed.update(dict.fromkeys(range(len(self._rungs) - 1), 0))
         for how in self._rungs[self._rung + 1 : rung + 1]:
-            if how == ON_CPU:
-                _to_cpu(self._vae)
-            else:
-                self._family.save_vae_memory(self._vae, how)
+            save_vae_memory(self._family, self._vae, how)
         self._rung = rung
         return self._vae
-
-    def _load(self, device: torch.device) -> Any:
-        def load(device: torch.device) -> Any:
-            return self._family.load_vae(self._config, device)
-
-        return _load(load, self._config, device, offloaded=self._config.group_offload_vae)
 
     def _remember(self, rung: int, clips: Sequence[torch.Tensor]) -> None:
         free_memory()
@@ -184,8 +158,8 @@ class LatentEncoder:
             width,
             height,
             frames,
-            _described(self._rungs[rung], len(clips)),
-            "given up" if following is None else f"now with {_described(self._rungs[following[0]], following[1])}",
+            _in_batches(self._rungs[rung], len(clips)),
+            "given up" if following is None else f"now with {_in_batches(self._rungs[following[0]], following[1])}",
         )
 
     def _too_large(self) -> EncodingError:
@@ -194,6 +168,32 @@ class LatentEncoder:
             "video.num_frames",
             clip_at_fault=False,
         )
+
+
+def vae_rungs(config: TrainConfig, family: Family) -> tuple[str, ...]:
+    """Ways to run the VAE, each in less memory than the one before: "" as configured, those of the family's
+    `vae_fallbacks` that the settings do not ask for, and the CPU."""
+    taken = {"in parts": config.vae_enable_temporal_roll, "tiled": config.vae_enable_tiling}
+    return ("", *(how for how in family.vae_fallbacks if not taken.get(how)), ON_CPU)
+
+
+def load_vae(config: TrainConfig, family: Family, device: torch.device) -> tuple[Any, torch.device]:
+    """The VAE on `device`, offloaded as the settings say, or on the CPU when it does not fit; and where it is."""
+
+    def load(device: torch.device) -> Any:
+        return family.load_vae(config, device)
+
+    return load_where_it_fits(
+        lambda device: _load(load, config, device, offloaded=config.group_offload_vae), device, "the VAE"
+    )
+
+
+def save_vae_memory(family: Family, vae: Any, how: str) -> None:
+    """Let `vae` run the way `how` of `vae_rungs`, which is not the first one, from now on."""
+    if how == ON_CPU:
+        _to_cpu(vae)
+    else:
+        family.save_vae_memory(vae, how)
 
 
 def load_text_encoder(config: TrainConfig, family: Family) -> Any:
@@ -345,11 +345,16 @@ def _failure(error: Exception) -> EncodingError:
     return EncodingError(f"the VAE refused it: {type(error).__name__}: {error}", clip_at_fault=False)
 
 
-def _described(rung: str, clips: int) -> str:
+def described(rung: str) -> str:
+    """A rung of the ladder for a message."""
     ways = {
         "": "the settings as given",
         "in parts": "a frame at a time",
         "tiled": "tiling",
         ON_CPU: "the VAE on the CPU",
     }
-    return f"{ways.get(rung, rung)}, {clips} at a time"
+    return ways.get(rung, rung)
+
+
+def _in_batches(rung: str, clips: int) -> str:
+    return f"{described(rung)}, {clips} at a time"

@@ -67,6 +67,22 @@ def process_problems(config: TrainConfig) -> Iterator[Problem]:
         yield Problem("optimizer_offload_gradients", True, message, "start one process, or set it to false")
 
 
+def folder_problems(config: TrainConfig) -> Iterator[Problem]:
+    """A folder to offload to that cannot be made or written to."""
+    key, path = "group_offload_to_disk_path", config.group_offload_to_disk_path
+    if path is None or not (
+        config.enable_group_offload or config.group_offload_text_encoder or config.group_offload_vae
+    ):
+        return
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        wrong = "is not a folder" if not there.is_dir() else "cannot be written to"
+        message = f"{wrong}, so no weights can wait there" if there == path else f"{there} {wrong}"
+        yield Problem(
+            key, str(path), message, "name a folder that you may write to, or leave it out to keep them in RAM"
+        )
+
+
 def _key(config: TrainConfig) -> str | None:
     """The setting that offloads the transformer."""
     return SWAP if config.musubi_blocks_to_swap else GROUPS if config.enable_group_offload else None

@@ -87,7 +87,7 @@ class Family(ABC):
     text_encoders: ClassVar[int] = 1
     """How many text encoders the model has."""
     unquantised: ClassVar[tuple[str, ...]] = ()
-    """Parts of names of linear layers inside the blocks that a quantised base model keeps in full: small ones that
+    """Parts of names of layers inside the blocks that a quantised base model keeps in full: small ones that
     steer much. What is outside of the blocks (projections in and out, embeddings, modulation) always is."""
     encodes_first_frame: ClassVar[bool] = False
     """Whether the first frame of a clip alone has other latents than within the clip, so that image to video, which has
@@ -287,16 +287,14 @@ class Family(ABC):
         `quantised_layers` in `base_model_precision`."""
 
     def quantised_layers(self, transformer: Any) -> list[str]:
-        """Names of the linear layers that a quantised base model holds quantised."""
-        from torch.nn import Linear
+        """Names of the layers that a quantised base model holds quantised."""
+        from tunerkit.memory.quantised_linear import quantisable
 
         inside = {id(module) for block in self.blocks(transformer) for module in block.modules()}
         return [
             name
             for name, module in transformer.named_modules()
-            if isinstance(module, Linear)
-            and id(module) in inside
-            and not any(part in name for part in self.unquantised)
+            if quantisable(module) and id(module) in inside and not any(part in name for part in self.unquantised)
         ]
 
     @abstractmethod

@@ -205,22 +205,6 @@ def check_vae(config: TrainConfig, kind: VaeKind, *, channels: Any, needed_by: s
             )
 
 
-def load_text_model(
-    loader: Any, source: Source, dtype: torch.dtype, subfolder: str = "text_encoder", what: str = "text encoder"
-) -> Any:
-    """A text encoder on the CPU, for its hidden states: what sees pictures, or guesses words, may be missing."""
-    return load_component(
-        loader,
-        source.model,
-        source.setting,
-        what,
-        unused=("visual", "vision", "multi_modal_projector", "lm_head"),
-        subfolder=subfolder,
-        revision=source.revision or "main",
-        dtype=dtype,
-    ).eval()
-
-
 def check_text_width(source: Source, subfolder: str, width: int | None) -> None:
     """A text encoder has to be as wide as the transformer takes it.
 

@@ -41,7 +41,7 @@ def load_transformer(
 
     source, where, part = base_source(config), streamed.destination(config, dtype), "transformer"
     with readable(source.model, source.setting, part):
-        files = streamed.weight_files(lambda name: _file_if_there(source, f"{part}/{name}"), config.variant)
+        files = streamed.weight_files(lambda name: file_if_there(source, f"{part}/{name}"), config.variant)
         if files:
             described = component_config(source.model, part, source.setting, source.revision)
             model: Any = streamed.empty_model(lambda: loader.from_config({**described, **arguments}), dtype)
@@ -56,7 +56,7 @@ def load_transformer(
     return model.to(where.device)
 
 
-def _file_if_there(source: Source, name: str) -> Path | None:
+def file_if_there(source: Source, name: str) -> Path | None:
     """A file of a checkpoint, downloaded once; None where it has none of that name, or none can be fetched."""
     from huggingface_hub import errors, hf_hub_download
 

@@ -1,43 +1,28 @@
-"""Text encoders whose layers are kept in few bits while they encode."""
+"""Text encoders: which parts of one are read for its hidden states, and which of those are kept in few bits."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
-from tunerkit.config.precisions import TEXT, UNCHANGED
-from tunerkit.devices import run_device
-from tunerkit.memory.quantised_linear import quantise_layers
-
-if TYPE_CHECKING:
-    from tunerkit.config.settings import TrainConfig
-
-_PICTURES = ("vision", "visual")
-"""Parts of names of what sees pictures; no picture is shown to it here."""
+UNREAD = ("visual", "vision", "multi_modal_projector", "lm_head")
+"""Parts of names of what sees pictures or guesses words: no picture is shown, and no word is asked for."""
 
 
-def quantise_text_encoder(model: torch.nn.Module, config: TrainConfig, number: int) -> None:
-    """Quantise the layers of a loaded text encoder as the settings say; what they replace is freed one by one.
-
-    Embeddings, norms and the head, which guesses words, stay as they are.
-
-    Args:
-        model: the text encoder, on the CPU, where it stays.
-        number: which one of the family's it is, from 1.
-    """
-    precision = getattr(config, TEXT[number - 1])
-    if precision != UNCHANGED:
-        on = torch.device("cpu") if config.quantize_via == "cpu" else run_device(config)
-        quantise_layers(model.requires_grad_(False), text_layers(model), precision, on)
+def leave_out_unread(model: Any) -> None:
+    """Take what is never read out of a text encoder, with its weights or without; its hidden states stay the same."""
+    for module in (model, getattr(model, model.base_model_prefix, model)):
+        for name, _ in [*module.named_children()]:
+            if any(part in name for part in UNREAD):
+                # The head is called with the last states, and what it makes of them is not looked at.
+                setattr(module, name, torch.nn.Identity() if name == "lm_head" else None)
 
 
 def text_layers(model: torch.nn.Module) -> list[str]:
-    """Names of the linear layers of a language model's blocks."""
+    """Names of the linear layers of a language model's blocks; embeddings and norms stay as they are."""
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and "layers" in name.split(".")
-        and not any(part in name for part in _PICTURES)
+        if isinstance(module, torch.nn.Linear) and "layers" in name.split(".")
     ]

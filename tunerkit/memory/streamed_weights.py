@@ -7,7 +7,7 @@ tensor that is under way takes memory, of the machine as well as of the GPU.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tunerkit.config.precisions import UNCHANGED
+from tunerkit.config.precisions import TEXT, UNCHANGED
 from tunerkit.devices import run_device
-from tunerkit.families.safetensors_header import Entry, read_header
-from tunerkit.memory.quantised_linear import QuantisedLinear, quantise_layers
+from tunerkit.families.safetensors_header import Entry, Header, read_header
+from tunerkit.memory.disk import OnDisk
+from tunerkit.memory.masters import Store
+from tunerkit.memory.quantised_linear import Quantised, quantise_layers
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -48,24 +50,39 @@ class Destination:
         device: where they stay.
         precision: of the layers that are, a value of `base_model_precision`.
         quantise_on: where they are quantised.
+        rounded: quantise weights in `dtype`, as of a model that is quantised when it has been loaded, not in that of
+            the file.
+        store: keeps on the CPU what was changed on the way, and is mapped from the file no more.
     """
 
     dtype: torch.dtype
     device: torch.device = CPU
     precision: str = UNCHANGED
     quantise_on: torch.device = CPU
+    rounded: bool = False
+    store: Store | None = None
 
 
 def destination(config: TrainConfig, dtype: torch.dtype) -> Destination:
     """Where the settings put a transformer: on the device that trains, or in RAM where parts of it are offloaded."""
     device = run_device(config)
     offloaded = config.musubi_blocks_to_swap or config.enable_group_offload
-    return Destination(
-        dtype,
-        CPU if offloaded else device,
-        config.base_model_precision,
-        CPU if config.quantize_via == "cpu" else device,
-    )
+    return Destination(dtype, CPU if offloaded else device, config.base_model_precision, _quantising(config))
+
+
+def text_destination(config: TrainConfig, number: int, dtype: torch.dtype, device: torch.device) -> Destination:
+    """Text encoder `number`, from 1, on `device`; on disk until it is offloaded there.
+
+    Raises:
+        TunerkitError: the disk cannot be written to.
+    """
+    disk = config.group_offload_to_disk_path if config.group_offload_text_encoder else None
+    store = None if disk is None else OnDisk(disk, "text_encoder")
+    return Destination(dtype, device, getattr(config, TEXT[number - 1]), _quantising(config), rounded=True, store=store)
+
+
+def _quantising(config: TrainConfig) -> torch.device:
+    return CPU if config.quantize_via == "cpu" else run_device(config)
 
 
 def empty_model(make: Callable[[], torch.nn.Module], dtype: torch.dtype) -> torch.nn.Module:
@@ -114,14 +131,26 @@ def fill(
 def _put(model: torch.nn.Module, name: str, tensor: torch.Tensor, where: Destination) -> None:
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
-    if isinstance(module, QuantisedLinear) and leaf == "weight":
-        module.fill(tensor.to(where.quantise_on), where.device)
+    if isinstance(module, Quantised) and leaf == "weight":
+        module.fill(tensor.to(where.quantise_on, where.dtype if where.rounded else None), where.device)
+        for parameter in module.parameters(recurse=False):
+            if parameter is not module.bias:
+                parameter.data = _kept(parameter.data, where)
         return
     value = tensor.to(where.device, _dtype_of(model, name, tensor, where.dtype))
+    if value is not tensor:
+        value = _kept(value, where)
     if leaf in module._parameters:
         module._parameters[leaf] = torch.nn.Parameter(value, requires_grad=value.is_floating_point())
     else:
         module._buffers[leaf] = value
+
+
+def _kept(value: torch.Tensor, where: Destination) -> torch.Tensor:
+    """The same, kept by the `store`."""
+    if where.store is None or value.device != CPU or not value.numel():
+        return value
+    return where.store(value.flatten().view(torch.uint8)).view(value.dtype).view(value.shape)
 
 
 def _dtype_of(model: Any, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -164,35 +193,50 @@ def _pieces(entries: Sequence[tuple[str, Entry]]) -> Iterator[list[tuple[str, En
         yield piece
 
 
-def stored(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and values of all tensors in safetensors files, in the order of the files.
+def stored(files: Iterable[Path], wanted: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and values of tensors in safetensors files, in the order of the files.
+
+    Args:
+        wanted: their names; None = all.
 
     Raises:
-        ValueError: a file is damaged, or holds a number format that torch does not know.
+        ValueError: as `header`.
         OSError: a file cannot be read.
     """
     for file in files:
-        try:
-            header = read_header(file)
-        except ValueError as error:
-            raise ValueError(f"{file.name}: {error}") from error
-        for name, entry in header.tensors.items():
-            if entry.dtype not in _DTYPES:
-                raise ValueError(f"{file.name}: {name} is {entry.dtype}, which is not known here")
-        yield from mapped(file, header.tensors.items())
+        yield from mapped(file, [item for item in header(file).tensors.items() if wanted is None or item[0] in wanted])
 
 
-def weight_files(fetch: Callable[[str], Path | None], variant: str | None) -> list[Path]:
-    """The safetensors files of a diffusers model; empty where it has none.
+def header(file: Path) -> Header:
+    """What a safetensors file holds.
+
+    Raises:
+        ValueError: it is damaged, or holds a number format that torch does not know.
+        OSError: it cannot be read.
+    """
+    try:
+        found = read_header(file)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
+    for name, entry in found.tensors.items():
+        if entry.dtype not in _DTYPES:
+            raise ValueError(f"{file.name}: {name} is {entry.dtype}, which is not known here")
+    return found
+
+
+def weight_files(
+    fetch: Callable[[str], Path | None], variant: str | None, base: str = "diffusion_pytorch_model"
+) -> list[Path]:
+    """The safetensors files of a model; empty where it has none.
 
     Args:
         fetch: gives a file of the model's folder by its name, or None where there is no such file.
         variant: as of `from_pretrained`.
+        base: what they are called, without endings.
 
     Raises:
         ValueError: a file that the index names is not there, or the index cannot be read.
     """
-    base = "diffusion_pytorch_model"
     stem = f"{base}.{variant}" if variant else base
     indices = [f"{stem}.safetensors.index.json"]
     if variant:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +54,23 @@ def frames_that_fit(free: int | None, largest: int) -> int:
     return min(MOST_FRAMES, max(1, int(free * SHARE / (ACTIVATIONS * largest))))
 
 
+_PLANNED: ContextVar[Callable[[], int] | None] = ContextVar("_PLANNED", default=None)
+
+
+@contextlib.contextmanager
+def planned_memory(free: Callable[[], int]) -> Iterator[None]:
+    """Inside, the meta device stands for a GPU on which `free()` bytes can still be taken."""
+    before = _PLANNED.set(free)
+    try:
+        yield
+    finally:
+        _PLANNED.reset(before)
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process can still take on a GPU; None elsewhere, so that nothing depends on what else runs."""
+    if device.type == "meta" and (planned := _PLANNED.get()) is not None:
+        return planned()
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     free, _ = torch.cuda.mem_get_info(device)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from tunerkit import families
 from tunerkit.errors import ConfigError, Problem
-from tunerkit.planning.architectures import configuration, depth_of
 from tunerkit.planning.planner import plan
 from tunerkit.planning.result import GIB, Plan, size
 
@@ -18,11 +17,29 @@ if TYPE_CHECKING:
 
 WORTH = 0.03
 """Share of a phase's peak that a change has to save."""
-SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Of the blocks, as steps of swapping."""
+SHARES = tuple(eighths / 8 for eighths in range(1, 9))
+"""Of the blocks, as steps of swapping; all of them are planned from one trace."""
 SHORTER, SMALLER = (0.61, 0.37), (0.75, 0.5)
 """Steps of frames, and of the edges of a picture."""
 Settings = Mapping[str, Any]
+MEANINGS: Mapping[str, str] = {
+    "text_encoder_from_ram": "the text encoder's layers come from RAM one by one, which takes longer once",
+    "one_clip_encoded": "clips are encoded one at a time",
+    "vae_in_parts": "the VAE works in pieces of time, with the same result",
+    "vae_in_tiles": "the VAE works in overlapping tiles, and latents change a little",
+    "checkpointing": "activations are computed twice: a step takes a third longer",
+    "one_clip_trained": "clips go through the model one at a time; a step learns from as many",
+    "ema_in_ram": "the EMA's weights lie in RAM",
+    "bf16_optimizer": "the optimizer works in bfloat16 with compensation",
+    "blocks_from_ram": "blocks come from RAM while others compute: slower where the link is slow",
+    "quantised": "the frozen weights are rounded, and unpacked for every product",
+    "layers_from_ram": "all layers come from RAM one by one: much slower",
+    "shorter_validation": "validation videos are shorter",
+    "no_validation": "nothing is rendered while training",
+    "shorter_clips": "clips are shorter",
+    "smaller_clips": "clips are smaller",
+}
+"""What each kind of change does, and what it costs, by its key."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +47,23 @@ class Change:
     """A change of settings that saves memory.
 
     Attributes:
+        key: what kind of change it is, one of `MEANINGS`.
         settings: for `config.changed(**settings)`.
-        meaning: what it does, and what it costs.
         phase: the phase that did not fit before.
         saved: bytes that it saves there.
         plan: with this change and those before.
     """
 
+    key: str
     settings: Settings
-    meaning: str
     phase: str
     saved: int
     plan: Plan
+
+    @property
+    def meaning(self) -> str:
+        """What it does, and what it costs, in English."""
+        return MEANINGS[self.key]
 
     @property
     def fits(self) -> bool:
@@ -57,17 +79,20 @@ class Change:
 class _Rung:
     """Settings that are alternatives, the mildest first; the first one that suffices is taken, else the last."""
 
-    meaning: str
+    key: str
     choices: tuple[Settings, ...]
 
 
-def autofit(config: TrainConfig, vram_gib: float) -> TrainConfig:
-    """The settings with the fewest changes that fit a GPU of `vram_gib` GiB; see `Plan.changes`.
+def autofit(config: TrainConfig, vram_gib: float | None = None) -> TrainConfig:
+    """The settings with the fewest changes that fit a GPU of `vram_gib` GiB, or the GPU found; see `Plan.changes`.
 
     Raises:
-        ConfigError: a setting is wrong, or nothing makes the run fit.
+        ConfigError: a setting is wrong, no size is named and no GPU found, or nothing makes the run fit.
     """
     found = plan(config, vram_gib)
+    if found.vram is None:
+        message, fix = "nothing is named, and no GPU was found here", "name the memory in GiB, for example 24"
+        raise ConfigError([Problem("vram_gib", None, message, fix)])
     if found.fits:
         return found.config
     changes = found.changes
@@ -138,10 +163,10 @@ def _changed(now: Plan, settings: Settings) -> Plan:
 def _next(now: Plan, used: set[str]) -> Change | None:
     """The next change for the phase that takes the most; what was looked at is added to `used`."""
     phase = now.largest_phase
-    for rung in _ladder(now.config, phase.name):
-        if rung.meaning in used:
+    for rung in _ladder(now, phase.name):
+        if rung.key in used:
             continue
-        used.add(rung.meaning)
+        used.add(rung.key)
         if (change := _best(now, rung, phase.name)) is not None:
             return change
     return None
@@ -157,7 +182,7 @@ def _best(now: Plan, rung: _Rung, phase: str) -> Change | None:
             continue
         saved = before - _peak(after, phase)
         if saved > max(WORTH * before, best.saved if best else 0):
-            best = Change(settings, rung.meaning, phase, saved, after)
+            best = Change(rung.key, settings, phase, saved, after)
             if after.room is not None and _peak(after, phase) <= after.room:
                 return best
     return best
@@ -168,59 +193,57 @@ def _peak(now: Plan, phase: str) -> int:
     return next((one.peak for one in now.phases if one.name == phase), 0)
 
 
-def _ladder(config: TrainConfig, phase: str) -> Iterator[_Rung]:
+def _ladder(now: Plan, phase: str) -> Iterator[_Rung]:
     """What helps a phase, in order of cost."""
+    config = now.config
     if phase == "text encoding":
         offload = {"group_offload_text_encoder": True}
-        yield _Rung("the text encoder's layers come from RAM one by one, which takes longer once", (offload,))
+        yield _Rung("text_encoder_from_ram", (offload,))
         return
     if phase == "clip encoding" and config.vae_batch_size > 1:
-        yield _Rung("clips are encoded one at a time", ({"vae_batch_size": 1},))
+        yield _Rung("one_clip_encoded", ({"vae_batch_size": 1},))
     if phase in ("clip encoding", "validation"):
-        yield _Rung("the VAE works in pieces of time, with the same result", ({"vae_enable_patch_conv": True},))
-        yield _Rung("the VAE works in overlapping tiles, and latents change a little", ({"vae_enable_tiling": True},))
+        yield _Rung("vae_in_parts", ({"vae_enable_patch_conv": True}, {"vae_enable_temporal_roll": True}))
+        yield _Rung("vae_in_tiles", ({"vae_enable_tiling": True},))
     if phase != "clip encoding":
-        yield from _of_training(config)
+        yield from _of_training(config, now.blocks)
     if phase == "validation":
         yield from _of_rendering(config)
-    yield from _less_video(config)
+    if phase == "clip encoding" or now.room is None or _peak(now, "checkpoint") <= now.room:
+        yield from _less_video(config)  # else what stays on the GPU between two steps is too much already
 
 
-def _of_training(config: TrainConfig) -> Iterator[_Rung]:
+def _of_training(config: TrainConfig, blocks: int) -> Iterator[_Rung]:
     if not config.gradient_checkpointing:
-        yield _Rung("activations are computed twice: a step takes a third longer", ({"gradient_checkpointing": True},))
+        yield _Rung("checkpointing", ({"gradient_checkpointing": True},))
     if config.train_batch_size > 1:
         steps = config.gradient_accumulation_steps * config.train_batch_size
         one = {"train_batch_size": 1, "gradient_accumulation_steps": steps}
-        yield _Rung("clips go through the model one at a time; a step learns from as many", (one,))
+        yield _Rung("one_clip_trained", (one,))
     if config.use_ema and config.ema_device == "accelerator":
-        yield _Rung("the EMA's weights lie in RAM", ({"ema_device": "cpu"},))
+        yield _Rung("ema_in_ram", ({"ema_device": "cpu"},))
     if config.model_type == "full":
-        yield _Rung("the optimizer works in bfloat16 with compensation", ({"optimizer": "adamw_bf16"},))
+        yield _Rung("bf16_optimizer", ({"optimizer": "adamw_bf16"},))
         return
     if not config.enable_group_offload:
-        counts = [max(1, math.ceil(share * _depth(config)) - (share == 1)) for share in SHARES]
+        counts = [max(1, math.ceil(share * blocks) - (share == 1)) for share in SHARES]
         swaps = tuple({"musubi_blocks_to_swap": count} for count in counts if count > config.musubi_blocks_to_swap)
-        yield _Rung("blocks come from RAM while others compute: slower where the link is slow", swaps)
+        yield _Rung("blocks_from_ram", swaps)
     if config.base_model_precision == "no_change":
         kinds = tuple({"base_model_precision": name} for name in ("int8", "nf4"))
-        yield _Rung("the frozen weights are rounded, and unpacked for every product", kinds)
+        yield _Rung("quantised", kinds)
     if config.group_offload_type != "leaf_level" or not config.enable_group_offload:
         leaf = {"musubi_blocks_to_swap": 0, "enable_group_offload": True, "group_offload_type": "leaf_level"}
-        yield _Rung("all layers come from RAM one by one: much slower", (leaf,))
-
-
-def _depth(config: TrainConfig) -> int:
-    return depth_of(configuration(config, families.get(str(config.model_family)), "transformer"))
+        yield _Rung("layers_from_ram", (leaf,))
 
 
 def _of_rendering(config: TrainConfig) -> Iterator[_Rung]:
     family, frames = families.get(str(config.model_family)), int(config.validation_num_video_frames or 1)
     fewer = dict.fromkeys(family.legal_frames(int(frames * share)) for share in SHORTER)
     choices = tuple({"validation_num_video_frames": count} for count in fewer if 1 < count < frames)
-    yield _Rung("validation videos are shorter", choices)
+    yield _Rung("shorter_validation", choices)
     if config.train_batch_size == 1:
-        yield _Rung("nothing is rendered while training", ({"validation_disable": True},))
+        yield _Rung("no_validation", ({"validation_disable": True},))
 
 
 def _less_video(config: TrainConfig) -> Iterator[_Rung]:
@@ -234,8 +257,8 @@ def _less_video(config: TrainConfig) -> Iterator[_Rung]:
         for count in counts
         if 1 < count < most
     )
-    yield _Rung("clips are shorter", shorter)
-    yield _Rung("clips are smaller", tuple(_smaller(config, share) for share in SMALLER))
+    yield _Rung("shorter_clips", shorter)
+    yield _Rung("smaller_clips", tuple(_smaller(config, share) for share in SMALLER))
 
 
 def _smaller(config: TrainConfig, share: float) -> Settings:

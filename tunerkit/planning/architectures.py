@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,17 @@ def configuration(config: TrainConfig, family: Family, component: PublishedCompo
 def _repository(config: TrainConfig, family: Family) -> str:
     flavour = family.flavour(str(config.model_flavour or family.default_flavour))
     return family.flavours[flavour or family.default_flavour].repo
+
+
+def published_in_float32(config: TrainConfig, family: Family) -> Sequence[PublishedComponent]:
+    """Components of the base model whose published files hold float32 weights, as far as that is known."""
+    known: Mapping[str, Sequence[PublishedComponent]] = sibling(family, "published").FLOAT32
+    return known.get(str(config.pretrained_model_name_or_path), ())
+
+
+def sibling(family: Family, name: str) -> Any:
+    """A module of the family's own package."""
+    return import_module(f"{type(family).__module__.rpartition('.')[0]}.{name}")
 
 
 def depth_of(settings: Mapping[str, Any]) -> int:

@@ -1,9 +1,8 @@
-"""The largest batch of a run, and stand-ins of its tensors without content."""
+"""Stand-ins of a batch's tensors, without content."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,10 @@ from tunerkit.config.crepa_rules import needs_features
 from tunerkit.data.sampler import Draw
 from tunerkit.dtypes import text_dtype
 from tunerkit.families.batch import Audio, Batch
+from tunerkit.planning.largest import Largest, of_sample
 from tunerkit.training.batches import Drawn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
     from tunerkit.families.base import Family
@@ -25,92 +23,6 @@ if TYPE_CHECKING:
 FLOAT32, FLOAT16 = 4, 2
 AUDIO_COMPRESSION = 4
 """Spectra that one latent of LTX-2's audio VAE stands for."""
-
-
-@dataclass(frozen=True)
-class Largest:
-    """What the largest batch of a run is made of.
-
-    Attributes:
-        width, height: pixels.
-        frames: of a clip.
-        fps: frames per second.
-        clips: samples of the batch.
-        sound: seconds of sound of each clip; None = trained without.
-        first_frame: whether first frames are given.
-        mask: whether there are masks.
-        tokens: of a text, where its length is not fixed.
-    """
-
-    width: int
-    height: int
-    frames: int
-    fps: float
-    clips: int
-    sound: float | None = None
-    first_frame: bool = False
-    mask: bool = False
-    tokens: int = 512
-
-    @property
-    def label(self) -> str:
-        """`832x480, 81 frames, 1 clip`."""
-        heard = "" if self.sound is None else f", {self.sound:.2f} s of sound"
-        return f"{self.width}x{self.height}, {self.frames} frames{heard}, batch of {self.clips}"
-
-
-def largest_batch(config: TrainConfig, family: Family, samples: Sequence[Sample] = ()) -> Largest:
-    """The largest batch: of the samples where there are any, else as the settings say."""
-    found = [_of_sample(config, sample) for sample in samples] or [_of_settings(config, family)]
-    return max(found, key=lambda one: (one.width * one.height * one.frames * one.clips, one.sound or 0.0))
-
-
-def _of_sample(config: TrainConfig, sample: Sample) -> Largest:
-    sizes = {dataset.id: dataset.train_batch_size for dataset in config.media_datasets}
-    return Largest(
-        *sample.size,
-        frames=len(sample.frame_indices),
-        fps=sample.fps,
-        clips=int(sizes.get(sample.dataset) or config.train_batch_size),
-        sound=None if sample.sound is None else sample.sound.seconds,
-        first_frame=sample.is_i2v,
-        mask=sample.mask is not None,
-    )
-
-
-def _of_settings(config: TrainConfig, family: Family) -> Largest:
-    """Of the dataset with the longest clips: a picture of the resolution's area in the model's own shape."""
-    datasets = config.media_datasets
-    frames = {one.id: one.video.num_frames or config.validation_num_video_frames or 1 for one in datasets}
-    longest = max(datasets, key=lambda one: frames[one.id])
-    count = family.legal_frames(frames[longest.id]) if longest.dataset_type == "video" else 1
-    fps = float(config.framerate or family.framerate)
-    width, height = _size(config, family, *config.resolution_of(longest))
-    return Largest(
-        width,
-        height,
-        count,
-        fps,
-        int(longest.train_batch_size or config.train_batch_size),
-        sound=count / fps if config.trains_sound else None,
-        first_frame=bool(longest.video.is_i2v) or family.image_to_video(config),
-    )
-
-
-def _size(config: TrainConfig, family: Family, resolution: float | None, kind: str) -> tuple[int, int]:
-    """Width and height of a landscape picture of this resolution, in the shape that the family renders."""
-    shape = max(config.validation_sizes or family.model_sizes(config), key=lambda size: size[0] * size[1])
-    if kind == "model" or resolution is None:
-        return max(family.model_sizes(config), key=lambda size: size[0] * size[1])
-    aspect = shape[0] / shape[1]
-    if kind == "pixel":  # the shorter edge
-        height = resolution if aspect >= 1 else resolution / aspect
-    else:
-        area = resolution * 1e6 if kind == "area" else resolution**2
-        height = (area / aspect) ** 0.5
-    multiple = family.multiple(config)
-    width, height = (max(multiple, round(edge / multiple) * multiple) for edge in (height * aspect, height))
-    return width, height
 
 
 class Stand:
@@ -131,9 +43,11 @@ class Stand:
         return Drawn(
             Draw(0, 0, tuple(range(largest.clips))),
             batch,
-            sigma=torch.empty(largest.clips),
+            sigma=torch.full((largest.clips,), 0.5),
             noise=torch.empty_like(batch.latents),
-            audio_sigma=torch.empty(largest.clips) if audio and self._config.audio_sigma == "independent" else None,
+            audio_sigma=torch.full((largest.clips,), 0.5)
+            if audio and self._config.audio_sigma == "independent"
+            else None,
             audio_noise=torch.empty_like(audio.latents) if audio else None,
             features=self._features(largest),
         )
@@ -237,7 +151,7 @@ def feature_shape(config: TrainConfig, family: Family, clip: Largest) -> tuple[i
 
 def latent_bytes(stand: Stand, config: TrainConfig, sample: Sample) -> int:
     """Bytes of a clip's cached latents, sound and features."""
-    one = _of_sample(config, sample)
+    one = of_sample(config, sample)
     channels, frames, height, width = stand.latent_shape(one)
     picture = channels * (frames + stand.alone) * height * width
     heard = 0 if one.sound is None else stand.audio_latents(one.sound) * stand.audio_width

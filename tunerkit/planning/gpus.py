@@ -116,11 +116,12 @@ def gpu(name: str) -> Gpu:
     Raises:
         ConfigError: no GPU of the list is called so; the message lists those nearest, or all.
     """
-    found = find(name)
+    found = find(str(name))
     if found is not None:
         return found
     names = [one.name for one in GPUS]
-    near = [one for one in names if _bare(name) and _bare(name) in _bare(one)]
+    bare = _bare(str(name))
+    near = [one for one in names if bare and bare in _bare(one)]
     raise ConfigError([Problem("gpu", name, "is not in the list of GPUs", f"use one of {', '.join(near or names)}")])
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunerkit.planning.batches import Largest, tensors_of
+from tunerkit.planning.batches import tensors_of
+from tunerkit.planning.largest import Largest
 from tunerkit.planning.step import MOST_MICRO_BATCHES, keep_on_host, label, marked
 from tunerkit.planning.tracker import Segment, StorageTracker
 

@@ -13,11 +13,13 @@ MOST = 50_000
 class MetaMemo:
     """Runs operations on tensors of the meta device, and repeats what the same operation gave before.
 
-    Only operations that make new tensors are repeated; views and operations in place are run.
+    Repeated are operations that make new tensors. Those in place, which change nothing but content, are left out where
+    the same one was run before. Views are run.
     """
 
     def __init__(self) -> None:
         self._pure: dict[Any, bool] = {}
+        self._in_place: dict[Any, bool] = {}
         self._known: dict[Any, Any] = {}
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -25,7 +27,7 @@ class MetaMemo:
         if pure is None:
             pure = self._pure[func] = _makes_new_tensors(func)
         if not pure:
-            return func(*args, **kwargs)
+            return self._content_only(func, args, kwargs)
         key = _key((func, args, kwargs))
         if key is None:
             return func(*args, **kwargs)
@@ -44,6 +46,35 @@ class MetaMemo:
             self._known[key] = recipe
         return result
 
+    def _content_only(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation in place (or a view, which is run)."""
+        in_place = self._in_place.get(func)
+        if in_place is None:
+            in_place = self._in_place[func] = _works_in_place(func)
+        key = _key((func, args, kwargs)) if in_place else None
+        if key is None:
+            return func(*args, **kwargs)
+        if key in self._known:
+            return args[0]
+        before = _place(args[0])
+        result = func(*args, **kwargs)
+        if result is args[0] and _place(result) == before:
+            self._known[key] = None
+        return result
+
+
+def _works_in_place(func: Any) -> bool:
+    """Whether an operation writes into its first argument, alone, and gives it back."""
+    first, *others = func._schema.arguments
+    returns = [one.alias_info for one in func._schema.returns]
+    written = first.alias_info is not None and first.alias_info.is_write
+    return written and len(returns) == 1 and returns[0] is not None and all(one.alias_info is None for one in others)
+
+
+def _place(tensor: torch.Tensor) -> Any:
+    storage = tensor.untyped_storage()
+    return tensor.shape, tensor.stride(), tensor.storage_offset(), storage._cdata, storage.nbytes()
+
 
 def _makes_new_tensors(func: Any) -> bool:
     schema = func._schema
@@ -56,6 +87,10 @@ def _shares_memory(args: Any, result: Any) -> bool:
         return False
     storage = result.untyped_storage()._cdata
     return any(isinstance(one, torch.Tensor) and one.untyped_storage()._cdata == storage for one in args)
+
+
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_NUMBERS = (int, float, bool)
 
 
 class _Unhashable(Exception):  # noqa: N818 - never leaves this module
@@ -71,17 +106,20 @@ def _key(values: Any) -> Any:
 
 
 def _described(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        if not value.is_meta or type(value) not in (torch.Tensor, torch.nn.Parameter):
+    kind = type(value)
+    if kind in _PLAIN_TENSORS:
+        if not value.is_meta:
             raise _Unhashable
         return value.dtype, value.shape, value.stride()
-    if isinstance(value, (tuple, list)):
+    if kind is tuple or kind is list:
         return tuple([_described(one) for one in value])
-    if isinstance(value, dict):
+    if kind is dict:
         return tuple([(name, _described(one)) for name, one in value.items()])
-    if isinstance(value, torch.Generator):
+    if kind in _NUMBERS:  # 1, 1.0 and True are equal, and give tensors of different dtypes
+        return kind, value
+    if isinstance(value, (torch.Tensor, torch.Generator)):
         raise _Unhashable
-    return type(value), value
+    return value
 
 
 def _recipe(result: Any) -> Any:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
     from tunerkit.planning.advice import Change
-    from tunerkit.planning.batches import Largest
     from tunerkit.planning.gpus import Gpu
+    from tunerkit.planning.largest import Largest
     from tunerkit.planning.seconds import Seconds, Work
     from tunerkit.planning.verify import Verification
 
@@ -84,6 +84,8 @@ class Plan:
     gpu: Gpu | None = None
     samples: Sequence[Sample] = field(default=(), repr=False)
     """What is trained on, where it is known."""
+    blocks: int = 0
+    """How many blocks that are alike the transformer has."""
 
     @property
     def peak(self) -> int:

@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -40,18 +39,33 @@ def as_on(device: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(_silence())
-        replaced: list[tuple[Any, str, Any]] = [
+        instead_of: list[tuple[Any, str, Any]] = [
             (torch.nn.functional, "scaled_dot_product_attention", _on_cpu if device == "cpu" else _on_cuda),
             (optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"]),
             (torch, "Generator", _Generator),
         ]
         if device == "cpu":  # as the module itself does it there
-            replaced.append((nabla, "scaled_dot_product_attention", _on_cpu))
+            instead_of.append((nabla, "scaled_dot_product_attention", _on_cpu))
         else:
-            replaced.append((nabla, "block_attention", lambda query, key, value, _: _on_cuda(query, key, value)))
-        for place, name, instead in replaced:
-            stack.enter_context(mock.patch.object(place, name, instead))
+            instead_of.append((nabla, "block_attention", lambda query, key, value, _: _on_cuda(query, key, value)))
+        for place, name, instead in instead_of:
+            stack.enter_context(replaced(place, name, instead))
         yield
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
+    """Inside, the attribute `name` of a module or an object is `instead`; afterwards it is as it was before."""
+    own = vars(owner)
+    there, before = name in own, own.get(name)
+    setattr(owner, name, instead)
+    try:
+        yield
+    finally:
+        if there:
+            setattr(owner, name, before)
+        else:  # it was its class's
+            delattr(owner, name)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
 
 from tunerkit.planning.batches import tensors_of
-from tunerkit.planning.stand_ins import as_on
+from tunerkit.planning.stand_ins import as_on, replaced
 from tunerkit.planning.tracker import OTHER, WEIGHTS, Segment, StorageTracker
 from tunerkit.training.engine import Engine
 
@@ -141,7 +140,7 @@ def marked(tracker: StorageTracker, engine: Engine, alike: int) -> Iterator[None
 
     tracker.mark("before the blocks")
     try:
-        with mock.patch.object(engine.weights, "gather_gradients", update):
+        with replaced(engine.weights, "gather_gradients", update):
             yield
     finally:
         for hook in hooks:

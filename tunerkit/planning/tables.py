@@ -52,7 +52,7 @@ def headline(plan: Plan) -> str:
 
 def _rows(plan: Plan) -> list[list[str]]:
     used = [part for part in PARTS if any(phase.parts.get(part) for phase in plan.phases)]
-    unit, name = (GIB, "GiB") if plan.peak >= GIB else (2**20, "MiB")
+    unit, name = _unit(plan)
     rows = [[f"phase ({name})", "peak", *used, "RAM", "TFLOP", "copied"]]
     for phase in plan.phases:
         work = phase.work
@@ -63,6 +63,11 @@ def _rows(plan: Plan) -> list[list[str]]:
     return rows
 
 
+def _unit(plan: Plan) -> tuple[int, str]:
+    """What sizes of a plan are shown in, in bytes, and its name."""
+    return (GIB, "GiB") if plan.peak >= GIB else (2**20, "MiB")
+
+
 def _remarks(plan: Plan) -> Iterator[str]:
     disk = plan.disk
     cache = "clips not counted" if disk.cache is None else f"{size(disk.cache)} of cached clips and texts"
@@ -70,15 +75,22 @@ def _remarks(plan: Plan) -> Iterator[str]:
     yield f"On disk: {size(disk.download)} to download, {cache}, {many}."
     if plan.gpu is not None:
         yield f"A step on {plan.gpu.name}: {plan.seconds}."
+        if not plan.gpu.bf16 and plan.config.mixed_precision == "bf16":
+            yield f"{plan.gpu.name} has no hardware for bf16: set mixed_precision = fp16."
     if plan.fits is False:
         yield from _advice(plan)
 
 
 def _advice(plan: Plan) -> Iterator[str]:
-    yield "What makes it fit, the fastest first:" if plan.changes else "No setting is left that saves memory."
+    if not plan.changes:
+        yield "No setting is left that saves memory."
+        return
+    last = plan.changes[-1]
+    yield "What makes it fit, the fastest first for each phase:" if last.fits else "What saves memory:"
     yield from (f"  {change}" for change in plan.changes)
-    if plan.changes and not plan.changes[-1].fits:
-        yield "With all of these it still does not fit: use a GPU with more memory, or a smaller model."
+    if not last.fits:
+        left = f"with all of these it still takes {size(last.plan.peak)}"
+        yield f"It does not fit: {left}. Use a GPU with more memory, a smaller model, or smaller clips."
 
 
 def _number(value: float) -> str:
@@ -91,23 +103,24 @@ def figure(plan: Plan) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("plan.figure()", "matplotlib", "workbench") from None
+    unit, name = _unit(plan)
     picture = Figure(figsize=(8, 0.6 * len(plan.phases) + 1.4), layout="constrained")
     axes = picture.subplots()
     names = [phase.name for phase in plan.phases]
     starts = [0.0] * len(names)
     for part, colour in zip(PARTS, _COLOURS, strict=True):
-        sizes = [phase.parts.get(part, 0) / GIB for phase in plan.phases]
+        sizes = [phase.parts.get(part, 0) / unit for phase in plan.phases]
         if any(sizes):
             axes.barh(names, sizes, left=starts, label=part, color=colour)
             starts = [start + size for start, size in zip(starts, sizes, strict=True)]
     if plan.room is not None:
-        _line(axes, plan.room / GIB)
+        _line(axes, plan.room / unit, size(plan.room))
     axes.invert_yaxis()
-    axes.set_xlabel("GiB on the device")
+    axes.set_xlabel(f"{name} on the device")
     axes.legend(loc="lower right", fontsize="small")
     return picture
 
 
-def _line(axes: Any, limit: float) -> None:
+def _line(axes: Any, limit: float, words: str) -> None:
     axes.axvline(limit, color="black", linestyle="--", linewidth=1)
-    axes.annotate(f"{limit:.1f} GiB", (limit, 0), xytext=(3, 0), textcoords="offset points", fontsize="small")
+    axes.annotate(words, (limit, 0), xytext=(3, 0), textcoords="offset points", fontsize="small")

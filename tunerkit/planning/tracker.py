@@ -86,8 +86,8 @@ class _Open:
 class StorageTracker(TorchDispatchMode):
     """Counts the bytes on one device while it is active (`with`).
 
-    On the meta device, numbers that the code asks for (`.item()`) are 1, copies to the host stay on the meta device but
-    are not counted, and results that were worked out before are not worked out again.
+    On the meta device, numbers that the code asks for (`.item()` of a tensor there) are 1, copies to the host stay on
+    the meta device but are not counted, and results that were worked out before are not worked out again.
 
     Args:
         device: what is counted: "meta" stands for a GPU; "cpu" counts real tensors.
@@ -156,6 +156,11 @@ class StorageTracker(TorchDispatchMode):
 
     # Counting ------------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is ever compiled: torch's guard against it would cost a tenth of a trace."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(_is_made_of_several(kind) for kind in types):
             return NotImplemented  # it is taken apart first, and its parts come here
@@ -192,8 +197,8 @@ class StorageTracker(TorchDispatchMode):
     def _without_content(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of an operation on the meta device."""
         assert self._memo is not None
-        if func is _ATEN._local_scalar_dense.default:
-            return _one(args[0].dtype) if args[0].is_meta else func(*args, **kwargs)
+        if func is _ATEN._local_scalar_dense.default and args[0].is_meta:
+            return _one(args[0].dtype)
         if kwargs.get("device") == _CPU and self._goes_to_host(args):
             made = func(*args, **{**kwargs, "device": self.device, "pin_memory": False})
             self._on_host(made)

@@ -16,7 +16,8 @@ from tunerkit.config.rollout_rules import OFFSET, ever
 from tunerkit.config.tread_rules import covers, routes_of
 from tunerkit.memory.offload_groups import check_depth, swapped_blocks
 from tunerkit.planning.architectures import depth_of, transformer_on_meta, with_depth
-from tunerkit.planning.batches import Largest, Stand
+from tunerkit.planning.batches import Stand
+from tunerkit.planning.largest import Largest
 from tunerkit.planning.rolled import always_rolled, forwards, share_of
 from tunerkit.planning.routed import routed_step
 from tunerkit.planning.seconds import Work
@@ -74,6 +75,8 @@ def training_step(
     Raises:
         ConfigError: the settings do not fit the transformer.
     """
+    if config.musubi_blocks_to_swap:
+        return swapped_step(config, family, settings, lambda one: training_step(one, family, settings, stand, largest))
     if not ever(config):
         return _traced(config, family, settings, stand, largest)
     plain = _traced(config.model_copy(update={OFFSET: 0}), family, settings, stand, largest)
@@ -102,9 +105,7 @@ def _traced(
     grouped = config.enable_group_offload and config.group_offload_type == "block_level" and group > 1
     step = group if grouped else 1
     few, more = FEWEST * step, (FEWEST + 1) * step
-    if config.musubi_blocks_to_swap:
-        segments, host = _swapped(config, family, settings, trace)
-    elif config.tread_config:
+    if config.tread_config:
         segments, host = routed_step(config, depth, step, trace)
     elif depth <= more:
         segments, host = trace(depth)
@@ -124,40 +125,45 @@ def _aligned_within(config: TrainConfig, blocks: int) -> TrainConfig:
     return config.model_copy(update={BLOCK: free[0], TEACHER_BLOCK: free[-1]})
 
 
-def _swapped(
-    config: TrainConfig,
-    family: Family,
-    settings: Mapping[str, Any],
-    trace: Callable[[int, TrainConfig], tuple[list[Segment], int]],
-) -> tuple[list[Segment], int]:
-    """As if all blocks were swapped, and on top the weights of those that stay: where the swapped ones are, among the
-    few that are traced, would be another pattern than among all."""
-    depth = depth_of(settings)
-    whole = transformer_on_meta(settings, config, family)
-    sizes = [sum(p.nbytes for p in block.parameters()) for block in family.blocks(whole)]
+def swapped_step(
+    config: TrainConfig, family: Family, settings: Mapping[str, Any], step: Callable[[TrainConfig], TracedStep]
+) -> TracedStep:
+    """The step with some blocks swapped: as if all were, and on top the weights of those that stay. Where the swapped
+    ones are among the few that are traced would be another pattern than among all.
+
+    Args:
+        step: gives the step of settings; it is the same for nearly every number of swapped blocks.
+
+    Raises:
+        ConfigError: more blocks are to be swapped than can be.
+    """
+    sizes = _block_sizes(config, family, settings)
     check_depth(config, len(sizes))
     swapped = swapped_blocks(len(sizes), config.musubi_blocks_to_swap)
     moved = sum(sizes[number] for number in swapped)
     staying = sum(sizes) - moved
-    all_swapped = config.model_copy(
-        update={
-            "musubi_blocks_to_swap": 0,
-            "enable_group_offload": True,
-            "group_offload_type": "block_level",
-            "group_offload_blocks_per_group": 1,
-            "group_offload_use_stream": len(swapped) > 1,  # whether a second one is on its way
-            "group_offload_to_disk_path": None,
-        }
+    traced = step(
+        config.model_copy(
+            update={
+                "musubi_blocks_to_swap": 0,
+                "enable_group_offload": True,
+                "group_offload_type": "block_level",
+                "group_offload_blocks_per_group": 1,
+                "group_offload_use_stream": len(swapped) > 1,  # whether a second one is on its way
+                "group_offload_to_disk_path": None,
+            }
+        )
     )
-    if config.tread_config:
-        segments, _ = routed_step(all_swapped, depth, 1, trace)
-    elif depth <= FEWEST + 1:
-        segments, _ = trace(depth, all_swapped)
-    else:
-        few, more = trace(FEWEST, all_swapped), trace(FEWEST + 1, all_swapped)
-        segments, _ = _extrapolated(few, more, FEWEST, FEWEST + 1, depth)
     share = moved / sum(sizes)
-    return [_with_weights(one, staying, share) for one in segments], moved
+    segments = tuple(_with_weights(one, staying, share) for one in traced.segments)
+    return replace(traced, segments=segments, host=max(traced.host - staying, moved))
+
+
+def _block_sizes(config: TrainConfig, family: Family, settings: Mapping[str, Any]) -> list[int]:
+    """Bytes of the weights of each block, in the order in which they run."""
+    one = family.blocks(transformer_on_meta(with_depth(settings, 1), config, family))
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in one]
+    return sizes[:-1] + sizes[-1:] * depth_of(settings)
 
 
 def _with_weights(segment: Segment, more: int, share: float) -> Segment:

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.errors import TunerkitError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -27,7 +25,6 @@ _FEWER_FRAMES = 0.61
 """Roughly the step between the frame counts people train with: 121, 73; 81, 49; 49, 29."""
 _EDGES = (128, 160, 192, 256, 320, 384, 480, 512, 576, 640, 704, 768, 896, 1024)
 """Usual edge lengths in pixels, as steps to go down."""
-_ALLOCATION_FAILURES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 def measured_memory(device: str | None) -> dict[str, Any]:
@@ -62,15 +59,6 @@ def _machine_memory() -> dict[str, int | None]:
         used = None
     # Linux counts the peak in larger steps than the present use.
     return {"used": used, "peak": max(peak, used or 0), "total": os.sysconf("SC_PHYS_PAGES") * page}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a computation failed for lack of memory, on a GPU or on the machine."""
-    if isinstance(error, TunerkitError):  # has been understood already
-        return False
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILURES)
 
 
 def memory_hint(config: TrainConfig) -> str:

@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from tunerkit.devices import free_memory
+from tunerkit.devices import free_memory, is_out_of_memory
 from tunerkit.errors import OutOfMemoryError
-from tunerkit.running.memory import is_out_of_memory, memory_hint
+from tunerkit.running.memory import memory_hint
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig

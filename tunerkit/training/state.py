@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunerkit import families
 from tunerkit.config.crepa_rules import from_backbone
-from tunerkit.config.precisions import is_quantised
+from tunerkit.config.precisions import TEXT, UNCHANGED, is_quantised
 from tunerkit.errors import CheckpointError
 from tunerkit.files import read_json, write_json
 from tunerkit.methods.crepa_teacher import teacher_identity
@@ -45,6 +45,7 @@ _SHOULD_MATCH = (
     "learning_rate",
     "precision",
     "quantised",
+    "encoders",
     "attention",
     "conditioning",
     "sound",
@@ -84,6 +85,7 @@ class Fingerprint:
                 "learning_rate": _rate_facts(config),
                 "precision": config.mixed_precision,
                 "quantised": _quantised_facts(config),
+                "encoders": _encoder_facts(config),
                 "attention": None if config.sparse_attention else "dense",
                 "conditioning": _conditioning_facts(config),
                 "sound": _sound_facts(config),
@@ -129,6 +131,13 @@ def _quantised_facts(config: TrainConfig) -> list[Any] | None:
     if not is_quantised(config):
         return None
     return [config.base_model_precision, config.base_model_default_dtype]
+
+
+def _encoder_facts(config: TrainConfig) -> list[Any] | None:
+    """What changes cached texts and latents a little; None where it is as usual."""
+    precisions = [getattr(config, name) for name in TEXT]
+    usual = not config.vae_enable_tiling and all(one == UNCHANGED for one in precisions)
+    return None if usual else [*precisions, *(["tiled VAE"] if config.vae_enable_tiling else [])]
 
 
 def _sound_facts(config: TrainConfig) -> list[Any] | None:
@@ -201,6 +210,7 @@ def _words(key: str) -> str:
         "learning_rate": "learning rate settings",
         "precision": "mixed_precision",
         "quantised": "base_model_precision or base_model_default_dtype",
+        "encoders": "text_encoder_1_precision (or another one's) or vae_enable_tiling",
         "attention": "sparse_attention",
         "conditioning": "caption dropout or first-frame conditioning",
         "sound": "the sound settings (audio_loss_weight, audio_sigma, sound_conditioning_probability)",

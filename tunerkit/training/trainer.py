@@ -72,11 +72,16 @@ class Trainer:
         self._trained = 0.0  # seconds of this process's steps
 
     def _check_before_loading(self) -> None:
-        from tunerkit.config.memory_rules import process_problems
+        from tunerkit.config.memory_rules import folder_problems, process_problems
         from tunerkit.training.optimizers import check_optimizer
         from tunerkit.validation.render import check_rendering
 
-        problems = [*check_optimizer(self.config), *process_problems(self.config), *check_reporting(self.config)]
+        problems = [
+            *check_optimizer(self.config),
+            *process_problems(self.config),
+            *folder_problems(self.config),
+            *check_reporting(self.config),
+        ]
         if not self.config.validation_disable:
             problems += check_rendering(self.config, self.family)
         if problems:

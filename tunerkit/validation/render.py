@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunerkit.cache.repair import rebuild_text
 from tunerkit.cache.store import CacheEntryError
 from tunerkit.config.prompts import ValidationPrompt
-from tunerkit.devices import free_memory
+from tunerkit.devices import free_memory, is_out_of_memory
 from tunerkit.errors import ConfigError, Problem
 from tunerkit.families.rendering import Rendered, RenderRequest
 from tunerkit.files import write_json
@@ -25,6 +25,7 @@ from tunerkit.validation.inputs import (
 )
 from tunerkit.validation.previews import Previews
 from tunerkit.validation.record import RECORD, facts_of, read_record, stem_of
+from tunerkit.validation.vae_rescue import VaeRescue
 from tunerkit.validation.video_files import read_mp4, side_by_side, write_mp4
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Renderer:
         samples: Sequence[Sample] = (),
     ) -> None:
         self.config, self.family, self.cache, self.device, self.folder = config, family, cache, device, folder
+        self._vae = VaeRescue(config, family, device)
         self.prompts = prompts_of(config, family, samples)
         self.previews = Previews(config, family, cache, samples)
         self.first_frames = FirstFrames(
@@ -176,27 +178,30 @@ class Renderer:
 
         Out of memory, and an input that cannot be read, are reported and end the round with what was rendered so far.
         """
-        import torch
-
         if not self.prompts:
             return []
         renderings: list[Rendering] = []
         self.previews.prepare(self.folder)
+        engine.weights.zero_gradients()  # of the last step: nobody needs them any more
+        free_memory()
+        vae = None
         try:
-            vae = self.family.load_vae(self.config, self.device)
+            vae = self._vae.load()
             for ema in self._ema_modes(engine, step):
                 with engine.rendering(ema=ema) as transformer:
                     for rendering in self._render_all(transformer, vae, step, ema):
                         renderings.append(rendering)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (UnreadableFrameError, ConfigError) as error:  # an input that changed since the run began
+            logger.warning("validation at step %d ended early; training goes on. %s", step, error)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             logger.warning(
                 "validation at step %d ran out of memory (%s); training goes on. Lower validation_resolution or "
                 "validation_num_video_frames, or set vae_enable_temporal_roll or vae_enable_tiling",
                 step,
                 str(error).splitlines()[0] if str(error) else type(error).__name__,
             )
-        except (UnreadableFrameError, ConfigError) as error:  # an input that changed since the run began
-            logger.warning("validation at step %d ended early; training goes on. %s", step, error)
         finally:
             vae = None
             free_memory()

@@ -10,6 +10,7 @@ from pathlib import Path
 from tunerkit_widgets.dashboard_run import BROKEN, ENDED, STARTING, RunReader, Status
 from tunerkit_widgets.guard import ERROR_COLOUR, GOOD_COLOUR, QUIET_COLOUR
 from tunerkit_widgets.history import tenths
+from tunerkit_widgets.list_rows import size_words
 from tunerkit_widgets.texts import duration, text
 
 STATES = {
@@ -76,7 +77,7 @@ def facts(reader: RunReader) -> list[Fact]:
         found.append(_memory(reader))
     if status.disk_free is not None:
         low = status.disk_free < LOW_DISK
-        found.append(Fact(text("dashboard.disk"), f"{_gib(status.disk_free)} GiB", bad=low))
+        found.append(Fact(text("dashboard.disk"), size_words(status.disk_free), bad=low))
     return found
 
 
@@ -104,8 +105,8 @@ def closing_words(reader: RunReader) -> str:
         lines.append(
             text("dashboard.evaluation", first=f"{first:.4f}", last=f"{last:.4f}", share=f"{last / first:.0%}")
         )
-    if planned := peak_words(reader):
-        lines.append(f"{text('dashboard.gpu')}: {planned}")
+    if reader.planned is not None and _on_gpu(status) and (peak := peak_words(reader)):
+        lines.append(f"{text('dashboard.gpu')}: {peak}")
     return "\n".join(lines)
 
 
@@ -231,28 +232,25 @@ def _time(reader: RunReader) -> Fact:
 
 
 def _memory(reader: RunReader) -> Fact:
+    """What the run holds, its peak so far, the planned one, and what there is."""
     status = reader.status
-    peak, total = status.memory_peak, status.memory_total
-    if planned := peak_words(reader):
-        details = [planned] if total is None else [f"{planned},", text("dashboard.there", total=_gib(total))]
-    else:
-        details = [] if peak is None else [text("dashboard.peak", peak=_gib(peak))]
-        details += [] if total is None else [text("dashboard.whole", total=_gib(total))]
+    details = [peak_words(reader)]
+    if status.memory_total is not None:
+        details.append(text("dashboard.whole", total=size_words(status.memory_total)))
     label = text("dashboard.gpu" if _on_gpu(status) else "dashboard.ram")
-    return Fact(label, f"{_gib(status.memory_used or 0)} GiB", " ".join(details))
+    return Fact(label, size_words(status.memory_used or 0), " ".join(filter(None, details)))
 
 
 def peak_words(reader: RunReader) -> str:
-    """The peak so far beside the planned one; empty without a plan, and where the memory is the machine's."""
+    """The peak so far, and the planned one where both are of the GPU's memory; empty where no peak is known."""
     peak = reader.status.memory_peak
-    if reader.planned is None or peak is None or not _on_gpu(reader.status):
+    if peak is None:
         return ""
-    return text("dashboard.planned", peak=_gib(peak), planned=_gib(reader.planned))
+    words = text("dashboard.peak", peak=size_words(peak))
+    if reader.planned is None or not _on_gpu(reader.status):
+        return words
+    return f"{words} {text('dashboard.planned', planned=size_words(reader.planned))}"
 
 
 def _on_gpu(status: Status) -> bool:
     return (status.device or CPU) != CPU
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f}"

@@ -107,6 +107,16 @@ def language_field() -> Any:
     )
 
 
+def count_button() -> Any:
+    """Of its own width, also beside a line that is longer than the page is wide."""
+    return widgets.Button(
+        description=text("form.count"),
+        icon="refresh",
+        tooltip=text("form.count_help"),
+        layout=widgets.Layout(flex="none"),
+    )
+
+
 def folded_groups() -> Any:
     """An empty box for each group that unfolds, under its name."""
     groups = widgets.Accordion(children=[widgets.VBox() for _ in FOLDED], selected_index=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple
 
 import tunerkit as tk
 from tunerkit_widgets.guard import ERROR_COLOUR, GOOD_COLOUR, QUIET_COLOUR
-from tunerkit_widgets.memory_bar import bar_html, size_words
-from tunerkit_widgets.plan_process import Figures, PlanProcess, Question
+from tunerkit_widgets.list_rows import size_words
+from tunerkit_widgets.memory_bar import bar_html
+from tunerkit_widgets.plan_process import Batch, Figures, PlanProcess, Question
 from tunerkit_widgets.setting_field import as_text
 from tunerkit_widgets.texts import text
 
@@ -19,6 +21,8 @@ REST = 1.0
 """Seconds without another edit after which settings are planned: a trace takes longer than a count."""
 IDLE = 300.0
 """Seconds without anything to plan after which the process is let go, with its RAM."""
+LIBRARIES = 2 * 2**30
+"""Bytes of RAM that Python and the libraries take beside what is planned."""
 _OTHER_GROUPS = ("checkpoints",)
 _OTHER_NAMES = frozenset({"max_train_steps", "num_train_epochs", "learning_rate", "seed", "output_dir", "cache_dir"})
 
@@ -30,24 +34,6 @@ PHASES = {
     "validation": "memory.validation",
     "checkpoint": "memory.checkpoint",
 }
-MEANINGS = {
-    "gradient_checkpointing": "preset.gradient_checkpointing",
-    "train_batch_size": "preset.train_batch_size",
-    "vae_enable_tiling": "preset.vae_enable_tiling",
-    "optimizer": "preset.optimizer",
-    "musubi_blocks_to_swap": "preset.musubi_blocks_to_swap",
-    "base_model_precision": "preset.base_model_precision",
-    "vae_batch_size": "memory.vae_batch_size",
-    "vae_enable_patch_conv": "memory.vae_enable_patch_conv",
-    "group_offload_text_encoder": "memory.group_offload_text_encoder",
-    "group_offload_type": "memory.group_offload_type",
-    "ema_device": "memory.ema_device",
-    "validation_num_video_frames": "memory.validation_num_video_frames",
-    "validation_disable": "memory.validation_disable",
-    "num_frames": "memory.num_frames",
-    "resolution": "memory.resolution",
-}
-"""What a change means, by the last part of a setting's name; a change of several has one that is here."""
 
 
 class Planned(NamedTuple):
@@ -165,7 +151,18 @@ def _other_names() -> set[str]:
 
 def plan_html(figures: Figures) -> str:
     """The bar, and a line on whether it fits."""
-    words = text("memory.peak", peak=size_words(figures.peak), phase=text(PHASES[figures.phase]), batch=figures.batch)
+    return f"{bar_html(figures)}{verdict_html(figures)}"
+
+
+def verdict_html(figures: Figures) -> str:
+    """A line on whether it fits, and what it takes."""
+    words = text(
+        "memory.peak",
+        peak=size_words(figures.peak),
+        phase=text(PHASES[figures.phase]),
+        batch=batch_words(figures.batch),
+        ram=size_words(figures.ram),
+    )
     if figures.vram is None:
         colour, verdict = QUIET_COLOUR, text("memory.no_gpu")
     elif figures.fits:
@@ -173,7 +170,33 @@ def plan_html(figures: Figures) -> str:
     else:
         colour, verdict = ERROR_COLOUR, "✗ " + text("memory.too_much", vram=size_words(figures.vram))
     line = f"<b style='color:{colour}'>{html.escape(verdict)}</b> {html.escape(words)}"
-    return f"{bar_html(figures)}<div style='line-height:1.4'>{line}</div>"
+    return f"<div style='line-height:1.4'>{line}{_ram_html(figures.ram)}</div>"
+
+
+def batch_words(batch: Batch) -> str:
+    """A batch, for example "832x480, 81 frames, batch of 1"."""
+    words = [f"{batch.width}x{batch.height}"]
+    if batch.frames > 1:
+        words.append(text("memory.frames", count=batch.frames))
+    if batch.sound is not None:
+        words.append(text("memory.sound", seconds=f"{batch.sound:.2f}"))
+    return ", ".join([*words, text("memory.batch", count=batch.clips)])
+
+
+def _ram_html(needed: int) -> str:
+    """That the machine's memory is too small; empty where it suffices, or is not known."""
+    there = machine_ram()
+    if there is None or needed + LIBRARIES <= there:
+        return ""
+    return f" <b style='color:{ERROR_COLOUR}'>{html.escape(text('memory.ram_short', there=size_words(there)))}</b>"
+
+
+def machine_ram() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def way_html(figures: Figures) -> str:
@@ -185,21 +208,23 @@ def way_html(figures: Figures) -> str:
     if figures.way is None:
         return quiet(text("memory.no_way"))
     way = figures.way
-    named = ", ".join(_change_html(settings, words) for settings, words in way.changes)
+    named = "".join(f"<li>{_change_html(settings, kind)}</li>" for settings, kind in way.changes)
     effect = text(
         "memory.then_fits" if way.fits else "memory.then",
         saved=size_words(figures.peak - way.peak),
         peak=size_words(way.peak),
+        ram=size_words(way.ram),
     )
-    return f"<div style='line-height:1.4'>{named}: {html.escape(effect)}</div>"
+    return (
+        f"<div style='line-height:1.4'>{html.escape(text('memory.to_fit'))}<ul style='margin:2px 0'>{named}</ul>"
+        f"{html.escape(effect)}{_ram_html(way.ram)}</div>"
+    )
 
 
-def _change_html(settings: Mapping[str, Any], words: str) -> str:
-    """A change, and what it does and costs: in the reader's language where there is a text for it."""
+def _change_html(settings: Mapping[str, Any], kind: str) -> str:
+    """A change, and what it does and costs."""
     named = ", ".join(f"{name} = {as_text(value)}" for name, value in settings.items())
-    keys = [MEANINGS[last] for name in settings if (last := name.rpartition(".")[2]) in MEANINGS]
-    meaning = text(keys[-1]) if keys else words
-    return f"<code style='font-size:inherit'>{html.escape(named)}</code> ({html.escape(meaning)})"
+    return f"<code style='font-size:inherit'>{html.escape(named)}</code>: {html.escape(text(f'change.{kind}'))}"
 
 
 def quiet(words: str) -> str:

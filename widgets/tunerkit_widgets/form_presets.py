@@ -64,6 +64,13 @@ def _int8(value: Value) -> Changes:
     return {"base_model_precision": "int8"} if applies and not refused else {}
 
 
+def _blocks_from_ram(value: Value) -> Changes:
+    """Only weights that stay as they are can wait in RAM. Who has some or all of them there already keeps it so."""
+    applies = value("model_type") == "lora" and value("musubi_blocks_to_swap") == 0
+    offloaded = value("enable_group_offload")
+    return {"enable_group_offload": True, "group_offload_use_stream": True} if applies and not offloaded else {}
+
+
 CHECKPOINTING = Saving(
     ("gradient_checkpointing",), _always(gradient_checkpointing=True), "preset.gradient_checkpointing"
 )
@@ -74,10 +81,14 @@ TILING = Saving(("vae_enable_tiling",), _always(vae_enable_tiling=True), "preset
 VAE_PRECISION = Saving(("vae_dtype",), _always(vae_dtype="bf16"), "preset.vae_dtype")
 OPTIMIZER = Saving(("optimizer",), _adamw_bf16, "preset.optimizer")
 QUANTISATION = Saving(("base_model_precision",), _int8, "preset.base_model_precision")
+BLOCKS = Saving(("enable_group_offload", "group_offload_use_stream"), _blocks_from_ram, "preset.enable_group_offload")
+TEXT_ENCODER = Saving(
+    ("group_offload_text_encoder",), _always(group_offload_text_encoder=True), "preset.group_offload_text_encoder"
+)
 
 LIGHT = (CHECKPOINTING, SLICING)
 BALANCED = (*LIGHT, PRECISION, BATCHES)
-AGGRESSIVE = (*BALANCED, TILING, VAE_PRECISION, OPTIMIZER, QUANTISATION)
+AGGRESSIVE = (*BALANCED, TILING, VAE_PRECISION, OPTIMIZER, QUANTISATION, BLOCKS, TEXT_ENCODER)
 PRESETS: Mapping[str, tuple[Saving, ...]] = {"light": LIGHT, "balanced": BALANCED, "aggressive": AGGRESSIVE}
 """From the cheapest to the one that costs most speed."""
 

@@ -50,7 +50,7 @@ class MemoryRow:
         self.apply_button: Any = widgets.Button(
             description=text("memory.apply"), icon="magic", tooltip=text("memory.apply_help")
         )
-        self._advice_box = _line(self.apply_button, self.advice)
+        self._advice_box = widgets.VBox([self.advice, self.apply_button])
         self.box: Any = widgets.VBox([_line(self.plan_button, self.size), self.said, self._advice_box])
         self._advise("", None)
 
@@ -70,7 +70,7 @@ class MemoryRow:
                 self._plans.start(wanted, REST)
                 self.said.value = quiet(text("memory.planning"))
             else:
-                self.said.value = quiet(text("memory.not_planned"))
+                self.said.value = quiet(text("memory.not_planned" if wanted else "memory.not_yet"))
             self._advise("", None)
         elif planned.figures is None:
             self.said.value = f"<span style='color:{ERROR_COLOUR}'>{html.escape(planned.trouble)}</span>"

@@ -35,18 +35,37 @@ class Question(NamedTuple):
     advise: bool
 
 
+class Batch(NamedTuple):
+    """What the largest batch is made of.
+
+    Attributes:
+        width, height: pixels.
+        frames: of a clip.
+        clips: how many.
+        sound: seconds of sound of each clip; None = trained without.
+    """
+
+    width: int
+    height: int
+    frames: int
+    clips: int
+    sound: float | None = None
+
+
 @dataclass(frozen=True)
 class Way:
     """What saves memory.
 
     Attributes:
-        changes: settings by name, as `config.changed` takes them, and what each change means, in English.
-        peak: bytes that the run takes with all of them.
+        changes: settings by name, as `config.changed` takes them, and the key of what each change means.
+        peak: bytes of the GPU's memory that the run takes with all of them.
+        ram: bytes of the machine's memory that it takes then.
         fits: whether it fits with all of them.
     """
 
     changes: Sequence[tuple[Mapping[str, Any], str]]
     peak: int
+    ram: int
     fits: bool
 
     @property
@@ -63,7 +82,8 @@ class Figures:
         phase: its name.
         peak: bytes of tensors on the GPU.
         parts: what they are, by name.
-        batch: what the largest batch is made of, in words.
+        batch: the largest one.
+        ram: bytes of the machine's memory that the run takes, over all phases, beside Python and the libraries.
         vram: bytes of the GPU's memory; None = not known.
         fits: whether the run fits; None = not known.
         way: what makes it fit, or comes nearest, once it was looked for; None = nothing, or not yet.
@@ -73,7 +93,8 @@ class Figures:
     phase: str
     peak: int
     parts: Mapping[str, int]
-    batch: str
+    batch: Batch
+    ram: int
     vram: int | None
     fits: bool | None
     way: Way | None = None
@@ -87,17 +108,29 @@ def figures(question: Question) -> Iterator[Figures]:
         TunerkitError: it cannot be planned.
     """
     found = tk.plan(question.config, question.vram_gib, samples=question.samples)
-    phase = found.largest_phase
-    known = Figures(phase.name, phase.peak, dict(phase.parts), found.largest.label, found.vram, found.fits)
-    if found.fits is not False or not question.advise:
-        yield replace(known, complete=True)
-        return
-    yield known
-    way = None
-    if changes := found.changes:
-        last = changes[-1].plan
-        way = Way([(dict(one.settings), one.meaning) for one in changes], last.peak, bool(last.fits))
-    yield replace(known, way=way, complete=True)
+    known = figures_of(found)
+    if found.fits is False and question.advise:
+        yield replace(known, complete=False)
+        yield replace(known, way=way_of(found))
+    else:
+        yield known
+
+
+def figures_of(plan: tk.Plan) -> Figures:
+    """The figures of a plan, without what makes it fit."""
+    phase, largest = plan.largest_phase, plan.largest
+    batch = Batch(largest.width, largest.height, largest.frames, largest.clips, largest.sound)
+    parts = dict(phase.parts)
+    return Figures(phase.name, phase.peak, parts, batch, plan.ram, plan.vram, plan.fits, complete=True)
+
+
+def way_of(plan: tk.Plan) -> Way | None:
+    """What makes a plan fit, or comes nearest; None where it fits, and where nothing saves memory."""
+    changes = plan.changes
+    if not changes:
+        return None
+    last = changes[-1].plan
+    return Way([(dict(one.settings), one.key) for one in changes], last.peak, last.ram, bool(last.fits))
 
 
 class PlanProcess:

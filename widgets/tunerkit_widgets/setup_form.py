@@ -20,6 +20,7 @@ from tunerkit_widgets.form_layout import (
     FOLDED_LABEL_WIDTH,
     MAIN,
     close_all,
+    count_button,
     flavour_options,
     folded_groups,
     folded_infos,
@@ -175,9 +176,7 @@ class SetupForm:
         self.groups = folded_groups()
         self.groups.observe(guarded(self._unfold, self._fail), "selected_index")
         self.length, self.status = widgets.HTML(), widgets.HTML()
-        self.count_button: Any = widgets.Button(
-            description=text("form.count"), icon="refresh", tooltip=text("form.count_help")
-        )
+        self.count_button = count_button()
         self.count_button.on_click(guarded(self._press_count, self._fail))
         self.memory = MemoryRow(self._plans, gpu)
         self.memory.plan_button.on_click(guarded(self._press_plan, self._fail))
@@ -310,7 +309,8 @@ class SetupForm:
             self.count_button.disabled = config is None
             counted = self._count.of(config) if config else None
             if config and counted:
-                self.length.value = counted.trouble or html.escape(length(config, counted))
+                found = counted.trouble or html.escape(length(config, counted))
+                self.length.value = f"<div style='line-height:1.4'>{found}</div>"
                 return
             if config and not self._count.pending(config) and self._count.trusts(config):
                 self._count.start(config)

@@ -35,7 +35,7 @@ class MemorySettings(Settings):
         "Keep the text encoder's weights in RAM while it encodes, each layer's on the GPU while it computes.",
     )
     group_offload_vae: bool = _setting(
-        False, "The same for the VAE while it encodes clips; its weights are few, vae_enable_tiling saves more."
+        False, "The same for the VAE, in validation as well; its weights are few, vae_enable_tiling saves more."
     )
     musubi_blocks_to_swap: int = _setting(
         0,

@@ -69,6 +69,9 @@ _CLIP: dict[str, Any] = {
     "projection_dim": 768,
 }
 
+FLOAT32: Mapping[str, tuple[PublishedComponent, ...]] = {}
+"""Components whose files hold float32 weights, by repository: none is known to."""
+
 
 def table(flavour: str) -> Table:
     """What differs from the classes' defaults in each component of a flavour that can be trained."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import Kandinsky5T2VPipeline
 
-from tunerkit.families.checkpoint_files import base_source, check_tokenizer, load_text_model, readable
+from tunerkit.families.checkpoint_files import base_source, check_tokenizer, readable
+from tunerkit.families.text_files import load_text_model
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -21,15 +22,13 @@ TOKENS = 512
 """Longest text in tokens, the template not counted: the default of the stock pipelines."""
 
 
-def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
-    """A stock pipeline with both text encoders and nothing else, on the CPU.
+def load_text_encoder(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """A stock pipeline with both text encoders and nothing else, on `device`.
 
     In place of Qwen's processor stands the tokenizer that it would hand every text to: the processor's class needs
     torchvision for videos that no text has.
     """
     from transformers import AutoTokenizer, CLIPTextModel, Qwen2_5_VLForConditionalGeneration
-
-    from tunerkit.memory.quantised_text import quantise_text_encoder
 
     source = base_source(config)
     model, revision = source.model, source.revision or "main"
@@ -38,12 +37,10 @@ def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
             AutoTokenizer.from_pretrained(model, subfolder=folder, revision=revision)
             for folder in ("tokenizer", "tokenizer_2")
         )
-    qwen = load_text_model(Qwen2_5_VLForConditionalGeneration, source, dtype)
-    quantise_text_encoder(qwen, config, 1)  # before the other is loaded
-    clip = load_text_model(CLIPTextModel, source, dtype, "text_encoder_2", "second text encoder")
+    qwen = load_text_model(Qwen2_5_VLForConditionalGeneration, config, source, dtype, device)
+    clip = load_text_model(CLIPTextModel, config, source, dtype, device, number=2, subfolder="text_encoder_2")
     check_tokenizer(tokenizer, qwen, source)
     check_tokenizer(tokenizer_2, clip, source)
-    quantise_text_encoder(clip, config, 2)
     return Kandinsky5T2VPipeline(
         tokenizer=tokenizer,
         text_encoder=qwen,

@@ -198,7 +198,7 @@ class LTX2(Family):
     def load_text_encoder(self, config: TrainConfig, device: torch.device) -> Any:
         from tunerkit.families.ltx2.text import load_text_encoder
 
-        return load_text_encoder(config, text_dtype(config)).to(device)
+        return load_text_encoder(config, text_dtype(config), device)
 
     def encode_text(
         self, encoder: Any, texts: Sequence[str], kind: TextKind, config: TrainConfig

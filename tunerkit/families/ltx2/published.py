@@ -96,6 +96,10 @@ DEV_2_3: Table = {
     "vocoder": {"_class_name": "LTX2VocoderWithBWE"},
 }
 
+FLOAT32: Mapping[str, tuple[PublishedComponent, ...]] = {"Lightricks/LTX-2": ("text_encoder",)}
+"""Components whose files hold float32 weights, by repository; all others hold 16 bits. There are 11 files of 5 GB of
+Gemma, whose 12.2 billion weights are 24 GB in 16 bits."""
+
 
 def table(flavour: str) -> Table:
     """What differs from the classes' defaults in each component of a flavour that can be trained."""

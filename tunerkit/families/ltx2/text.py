@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunerkit.families.checkpoint_files import check_tokenizer, load_text_model, readable
+from tunerkit.families.checkpoint_files import check_tokenizer, readable
 from tunerkit.families.ltx2.checkpoint import checkpoint_of, text_source
+from tunerkit.families.text_files import load_text_model
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -61,20 +62,19 @@ class TextEncoder:
         }
 
 
-def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> TextEncoder:
-    """Tokenizer and Gemma from the text source, the connectors from the checkpoint; on the CPU."""
+def load_text_encoder(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> TextEncoder:
+    """Tokenizer and Gemma from the text source, the connectors from the checkpoint; on `device`."""
     from diffusers import LTX2Pipeline
     from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
-
-    from tunerkit.memory.quantised_text import quantise_text_encoder
 
     source = text_source(config)
     connectors = checkpoint_of(config).load("connectors", dtype).requires_grad_(False).eval()
     revision = source.revision or "main"
     with readable(source.model, source.setting, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.model, subfolder=source.folder("tokenizer"), revision=revision)
-    gemma = load_text_model(Gemma3ForConditionalGeneration, source, dtype, source.folder("text_encoder"))
+    folder = source.folder("text_encoder")
+    gemma = load_text_model(Gemma3ForConditionalGeneration, config, source, dtype, device, subfolder=folder)
     check_tokenizer(tokenizer, gemma, source)
-    quantise_text_encoder(gemma, config, 1)
     absent: Any = dict.fromkeys(("scheduler", "vae", "audio_vae", "transformer", "vocoder"))
-    return TextEncoder(LTX2Pipeline(**absent, tokenizer=tokenizer, text_encoder=gemma, connectors=connectors))
+    pipeline = LTX2Pipeline(**absent, tokenizer=tokenizer, text_encoder=gemma, connectors=connectors)
+    return TextEncoder(pipeline).to(device)

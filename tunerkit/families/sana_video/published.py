@@ -17,3 +17,5 @@ TABLE: Mapping[PublishedComponent, Mapping[str, Any]] = {
     "vae": {"_class_name": "AutoencoderKLWan"},
     "text_encoder": {"model_type": "gemma2", "architectures": ["Gemma2Model"]},
 }
+FLOAT32: Mapping[str, tuple[PublishedComponent, ...]] = {"Efficient-Large-Model/SANA-Video_2B_480p_diffusers": ("vae",)}
+"""Components whose files hold float32 weights, by repository; all others hold 16 bits."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import SanaVideoPipeline
 
-from tunerkit.families.checkpoint_files import base_source, check_tokenizer, load_text_model, readable
+from tunerkit.families.checkpoint_files import base_source, check_tokenizer, readable
+from tunerkit.families.text_files import load_text_model
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -19,20 +20,17 @@ TOKENS = 300
 """Text positions that the transformer attends to."""
 
 
-def load_text_encoder(config: TrainConfig, dtype: torch.dtype) -> Any:
-    """A stock pipeline with tokenizer and text encoder and nothing else, on the CPU."""
+def load_text_encoder(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """A stock pipeline with tokenizer and text encoder and nothing else, on `device`."""
     from transformers import AutoTokenizer, Gemma2Model
-
-    from tunerkit.memory.quantised_text import quantise_text_encoder
 
     source = base_source(config)
     with readable(source.model, source.setting, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             source.model, subfolder="tokenizer", revision=source.revision or "main"
         )
-    gemma = load_text_model(Gemma2Model, source, dtype)
+    gemma = load_text_model(Gemma2Model, config, source, dtype, device)
     check_tokenizer(tokenizer, gemma, source)
-    quantise_text_encoder(gemma, config, 1)
     absent: Any = dict.fromkeys(("vae", "transformer", "scheduler"))
     return SanaVideoPipeline(tokenizer=tokenizer, text_encoder=gemma, **absent)
 
