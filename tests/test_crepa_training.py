@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from method_models import CPU, MINIATURES
 from test_crepa_terms import tiny_teacher
-from test_offload import CPU, MINIATURES
 
 import tunerkit as tk
 from tunerkit.cache.entries import Cache

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from test_offload import MINIATURES, engine_of, trained
+from method_models import MINIATURES, engine_of, trained
 
 import tunerkit as tk
 from tunerkit.draws import generator

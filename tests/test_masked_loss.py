@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from method_models import MINIATURES, engine_of
 from PIL import Image
-from test_offload import MINIATURES, engine_of
 
 import tunerkit as tk
 from tunerkit.cache.entries import Cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_offload import engine_of
+from method_models import engine_of
 from test_optimizers import HERE, Settings, make_parameters, take_steps
 from test_plan import LARGEST, TRANSFORMERS, described, stand_of, tiny_config
 from torch import Tensor

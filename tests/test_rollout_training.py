@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_offload import MINIATURES, STREAM, SWAP, engine_of, same, trained
+from method_models import MINIATURES, STREAM, SWAP, engine_of, same, trained
 from test_rollout import PREFIX, config_of, settings
 
 import tunerkit as tk

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_offload import MINIATURES, STREAM, SWAP, engine_of, same, trained
+from method_models import MINIATURES, STREAM, SWAP, engine_of, same, trained
 
 import tunerkit as tk
 from tunerkit.config.tread_rules import routes_of
