@@ -219,6 +219,8 @@ def document(results: Mapping[str, Any]) -> str:
     known = [(case, results[case.key]) for case in cases() if case.key in results]
     cards = ", ".join(f"{gib} {name}" for gib, name in CARDS.items())
     parts = [HEAD.format(rank=tk.TrainConfig().lora_rank, cards=cards), _overview(known)]
+    if missing := ", ".join(case.key for case in cases() if case.key not in results):
+        parts.append(f"Not planned yet: {missing}.\n")
     if LIMIT in results:
         parts.append(_limit(results[LIMIT]))
     heading = before = ""
