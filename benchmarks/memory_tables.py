@@ -219,6 +219,8 @@ def document(results: Mapping[str, Any]) -> str:
     known = [(case, results[case.key]) for case in cases() if case.key in results]
     cards = ", ".join(f"{gib} {name}" for gib, name in CARDS.items())
     parts = [HEAD.format(rank=tk.TrainConfig().lora_rank, cards=cards), _overview(known)]
+    if missing := ", ".join(case.key for case in cases() if case.key not in results):
+        parts.append(f"Not planned yet: {missing}.\n")
     if LIMIT in results:
         parts.append(_limit(results[LIMIT]))
     heading = before = ""
@@ -239,10 +241,18 @@ def _overview(known: Sequence[tuple[Case, Mapping[str, Any]]]) -> str:
         fits = [int(gib) for gib, found in figures["cards"].items() if found.get("fits")]
         bare = [gib for gib in fits if not figures["cards"][str(gib)]["settings"]]
         names = case.flavours[0] + (f" and {len(case.flavours) - 1} more" if case.flavours[1:] else "")
-        smallest = (f"from {min(one)}" if one else "more than 80" for one in (bare, fits))
+        smallest = [f"from {min(one)}" if one else "more than 80" for one in (bare, fits)]
+        if fits and _cut(figures["cards"][str(min(fits))]):
+            whole = [gib for gib in fits if not _cut(figures["cards"][str(gib)])]
+            smallest[1] += " with shorter or smaller clips" + (f", else from {min(whole)}" if whole else "")
         model = f"{families.get(case.family).title}, {names}"
         rows.append(f"| {model} | {_what(case)} | {case.settings} | {' | '.join(smallest)} |")
     return "## The smallest card that fits\n\n" + "\n".join(rows) + "\n"
+
+
+def _cut(found: Mapping[str, Any]) -> bool:
+    """Whether it fits only with less video."""
+    return any(name.startswith("datasets.") for name in found["settings"])
 
 
 def _limit(figures: Mapping[str, Any]) -> str:

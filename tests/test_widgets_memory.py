@@ -149,6 +149,17 @@ def test_a_plan_that_comes_late_is_for_its_own_settings_only(
     assert seen == [3, 4]
 
 
+def test_a_plan_that_is_there_before_it_is_asked_for_again_is_made_anew_by_the_button_only(
+    form: tw.SetupForm, asked: list[Question]
+) -> None:
+    plans = form_memory.MemoryPlans(lambda: None)
+    wanted = form_memory.question(form.config, (), None, advise=False)
+    for anew, count in ((False, 1), (False, 1), (True, 2)):
+        plans.start(wanted, rest=0, anew=anew)
+        plans.wait()
+        assert len(asked) == count
+
+
 def test_where_threads_do_not_reach_the_page_the_button_waits(
     form: tw.SetupForm, asked: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,8 @@ VIDEO_STATES = """async (seconds) => {
     while (performance.now() < end && !video.error && !(video.readyState >= 2)) await wait(50);
     const before = video.currentTime;
     let moves = false;
-    const shown = () => (moves ||= video.currentTime !== before) && video.readyState >= 2;  // a loop's jump loads anew
+    const moved = () => video.currentTime !== before || video.ended;  // to its end before it was looked at
+    const shown = () => (moves ||= moved()) && video.readyState >= 2;  // a loop's jump loads anew
     while (performance.now() < end && !video.error && !shown()) await wait(50);
     const state = {
       source: (video.currentSrc || video.src).slice(0, 40),

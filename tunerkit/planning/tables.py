@@ -117,7 +117,7 @@ def figure(plan: Plan) -> Any:
         _line(axes, plan.room / unit, size(plan.room))
     axes.invert_yaxis()
     axes.set_xlabel(f"{name} on the device")
-    axes.legend(loc="lower right", fontsize="small")
+    picture.legend(loc="outside lower center", ncols=len(PARTS), fontsize="small")  # never over a bar
     return picture
 
 

@@ -64,7 +64,7 @@ class MemoryPlans:
     def __init__(self, tell: Callable[[], object]) -> None:
         self.asked = False
         self._tell = tell
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # its lock can be taken again by the thread that has it
         self._thread: threading.Thread | None = None
         self._process = PlanProcess()
         self._wanted: Question | None = None
@@ -77,10 +77,14 @@ class MemoryPlans:
         with self._changed:
             return self._planned if self._planned is not None and self._planned.key == question.key else None
 
-    def start(self, question: Question, rest: float = REST) -> None:
-        """Plan, next if something else is being planned, unless other settings follow within `rest` seconds."""
+    def start(self, question: Question, rest: float = REST, *, anew: bool = False) -> None:
+        """Plan, next if something else is being planned, unless other settings follow within `rest` seconds.
+
+        Args:
+            anew: also what is planned already.
+        """
         with self._changed:
-            if question.key == self._current:
+            if question.key == self._current or (self.of(question) and not anew):
                 self._wanted = None
                 return
             self._wanted, self._rest = question, rest

@@ -82,7 +82,7 @@ class MemoryRow:
     def plan(self, config: tk.TrainConfig, samples: Sequence[Any], advise: bool) -> None:
         """Plan now; as `show` otherwise. Where the page does not show what a thread changes, wait for it."""
         self._plans.asked = True
-        self._plans.start(self._question(config, samples, advise), rest=0)
+        self._plans.start(self._question(config, samples, advise), rest=0, anew=True)
         if not threads_reach_page():
             self._plans.wait()
 
