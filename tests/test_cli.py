@@ -456,31 +456,3 @@ def test_peak_memory_is_at_least_what_is_held() -> None:
 
     if "RAM" in (text := cli_train.peak_memory()):
         assert float(text.split()[0]) >= psutil.Process().memory_info().rss / 2**30 - 0.01
-
-
-# What the README promises --------------------------------------------------------------------------------------
-
-
-def test_documents_in_the_readme_load_without_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they stand, in the folders it names, and with every command it lists."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = re.findall(r"^`(config/\w+\.json)`:$", text, re.MULTILINE)
-    blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "config").mkdir()
-    for folder in ("my-clips", "my-masks"):
-        (tmp_path / "datasets" / folder).mkdir(parents=True)
-    *files, ltx2, with_sound, kandinsky, with_masks = blocks
-    for name, block in zip(names, files, strict=True):
-        (tmp_path / name).write_text(block)
-    monkeypatch.chdir(tmp_path)
-    masked = tk.resolve(tk.load_config("config", datasets=json.loads(with_masks)))
-    assert [dataset.conditioning_ids for dataset in masked.media_datasets] == [("my-masks",)]
-    sounding = tk.load_config("config", **json.loads(ltx2), datasets=[json.loads(with_sound)])
-    assert tk.resolve(sounding).trains_sound
-    assert tk.resolve(tk.load_config("config", **json.loads(kandinsky))).notes == []
-    config = tk.resolve(tk.load_config("config"))
-    assert config.notes == []
-    assert config.output_dir == tmp_path / "output" / "my-style"
-    assert [dataset.instance_data_dir for dataset in config.media_datasets] == [tmp_path / "datasets" / "my-clips"]
-    for words in re.findall(r"^python -m tunerkit ([^#\n]+)", text, re.MULTILINE):
-        assert parse(words.split()).command == words.split()[0]

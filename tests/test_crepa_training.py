@@ -130,32 +130,13 @@ def test_the_term_and_its_gradient_are_those_worked_out_by_hand(family: str) -> 
     assert any("crepa_projector" in name for name in seen)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_weight_it_is_the_plain_run(family: str) -> None:
-    plain, drawn = engine_of(family)
+def test_after_its_last_step_it_is_the_plain_run() -> None:
+    plain, drawn = engine_of("sanavideo")
     losses, weights = stepped(plain, drawn)
-    for settings in ({"crepa_lambda": 0.0}, {"crepa_cutoff_step": 1, "crepa_warmup_steps": 5}):
-        engine, _ = engine_of(family, **{**ON, **settings})
-        again = stepped(engine, drawn)
-        assert again[0] == losses
-        assert all(torch.equal(again[1][name], one) for name, one in weights.items())
-    engine, _ = engine_of(family, **ON)
-    assert stepped(engine, drawn)[0] != losses
-
-
-def test_it_is_the_same_with_and_without_checkpointing_and_swapped_blocks() -> None:
-    results = []
-    for settings in (
-        {"gradient_checkpointing": False},
-        {"gradient_checkpointing": True},
-        {"gradient_checkpointing": True, "musubi_blocks_to_swap": 3},
-    ):
-        engine, drawn = engine_of("ltxvideo2", **ON, **settings)
-        results.append(stepped(engine, drawn))
-    for losses, weights in results[1:]:
-        assert losses == pytest.approx(results[0][0], rel=1e-6)
-        for name, one in weights.items():
-            torch.testing.assert_close(one, results[0][1][name], rtol=1e-4, atol=1e-6)
+    engine, _ = engine_of("sanavideo", **{**ON, "crepa_cutoff_step": 1, "crepa_warmup_steps": 5})
+    again = stepped(engine, drawn)
+    assert again[0] == losses
+    assert all(torch.equal(again[1][name], one) for name, one in weights.items())
 
 
 @pytest.mark.parametrize(
@@ -290,6 +271,7 @@ def aligned(project: Path, tmp_path: Path, make_config: Callable[..., tk.TrainCo
     def make(**changes: Any) -> tk.TrainConfig:
         settings = {
             "crepa_enabled": True, "crepa_encoder": str(encoder), "crepa_encoder_image_size": 56,
+            "crepa_feature_source": "encoder", "crepa_teacher_block_index": None,
             "crepa_block_index": 0, "validation_disable": True, "max_train_steps": 4, "lora_dropout": 0.0,
         }  # fmt: skip
         return tk.resolve(make_config(**{**settings, **changes}))
@@ -366,7 +348,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(aligned: Any, tmp_path: Path) -> None
     with safe_open(tmp_path / "whole" / "pytorch_lora_weights.safetensors", "pt") as file:
         assert not [key for key in file.keys() if "crepa" in key]  # noqa: SIM118
     with pytest.raises(CheckpointError, match="crepa_enabled"):
-        run("whole", 0, crepa_enabled=False)
+        run("whole", 0, crepa_block_index=1)
 
 
 def test_what_is_wrong_is_known_before_anything_is_encoded(aligned: Any, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ import tunerkit as tk
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 SANA = ROOT / "notebooks" / "sana_video.ipynb"
 BUILD = ROOT / "notebooks" / "source" / "build.py"
-OWN_PARAMETERS = {"project", "data_folder", "language"}
-LONGEST_CELL = 15
+OWN_PARAMETERS = {"project", "data_folder", "language", "method"}
+LONGEST_CELL = 16
 LARGEST_BYTES = 300_000
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import engine_of
+from method_models import Size, engine_of
 from test_optimizers import HERE, Settings, make_parameters, take_steps
 from test_plan import LARGEST, TRANSFORMERS, described, stand_of, tiny_config
 from torch import Tensor
@@ -31,6 +31,7 @@ RATES |= {"optimi-sgd": 0.3, "optimi-radam": 0.1, "optimi-ranger": 0.1, "prodigy
 """Where not `RATE`."""
 RATE = 1e-2
 STEPS = 12
+SMALL = Size(blocks=1)
 NEW = [name for name in ("muon", "adamw_8bit", "adamw_schedulefree", "prodigy") if name in HERE]
 FREE = pytest.mark.skipif(importlib.util.find_spec("schedulefree") is None, reason="schedulefree is not installed")
 
@@ -47,13 +48,14 @@ def run(engine: Engine, batches: Any, steps: range, rate: float = RATE) -> list[
 
 @pytest.mark.parametrize("name", HERE)
 def test_each_learns(name: str) -> None:
-    """The adapter of a small transformer, always the same batch: the loss falls by a fifth or more."""
+    """All weights of a small transformer, always the same batch: the loss falls by a quarter or more."""
     options = {"d0": 1e-2} if name == "prodigy" else {}
     engine, batches = engine_of(
-        "sanavideo", "no", optimizer=name, optimizer_config=options, max_grad_norm=0, gradient_checkpointing=False
-    )
-    losses = run(engine, batches[:1], range(STEPS), RATES.get(name, RATE))
-    assert losses[-1] < 0.8 * losses[0]
+        "sanavideo", "no", size=SMALL, micro_batches=1, model_type="full", optimizer=name, optimizer_config=options,
+        max_grad_norm=0, gradient_checkpointing=False,
+    )  # fmt: skip
+    losses = run(engine, batches, range(STEPS), RATES.get(name, RATE))
+    assert losses[-1] < 0.75 * losses[0]
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -81,7 +83,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(name: str, model_type: str, tmp_path: 
     def make() -> tuple[Engine, Any]:
         # In float32 there are no masters, whose file would hold what is trained beside an average.
         precision = "no" if name == "adamw_schedulefree" else "bf16"
-        return engine_of("sanavideo", precision, optimizer=name, model_type=model_type)
+        return engine_of("sanavideo", precision, size=SMALL, micro_batches=1, optimizer=name, model_type=model_type)
 
     facts = Fingerprint(dict.fromkeys((*_MUST_MATCH, *_SHOULD_MATCH)))
     straight, batches = make()
@@ -100,7 +102,7 @@ def test_gradients_go_to_ram_one_by_one(model_type: str) -> None:
     results = []
     for moves in (False, True):
         settings = {"optimizer_cpu_offload_method": "cpu", "optimizer_offload_gradients": moves}
-        engine, batches = engine_of("sanavideo", "no", model_type=model_type, **settings)
+        engine, batches = engine_of("sanavideo", "no", size=SMALL, model_type=model_type, **settings)
         live, most = list(engine.weights.live.values()), [0]
         for one in live:
             one.register_post_accumulate_grad_hook(
@@ -128,7 +130,7 @@ def test_gradients_that_go_to_ram_are_not_planned_for_on_the_gpu() -> None:
 
 @FREE
 def test_the_average_of_a_schedule_free_optimizer_is_what_is_kept(tmp_path: Path) -> None:
-    engine, batches = engine_of("sanavideo", "no", optimizer="adamw_schedulefree")
+    engine, batches = engine_of("sanavideo", "no", size=SMALL, optimizer="adamw_schedulefree")
     run(engine, batches, range(3))
     trained = {key: value.clone() for key, value in engine.weights.state().items()}
     with engine.rendering(ema=False) as transformer:
@@ -152,7 +154,7 @@ def test_the_average_of_a_schedule_free_optimizer_is_what_is_kept(tmp_path: Path
 def test_looking_at_the_average_does_not_change_the_training() -> None:
     losses = []
     for looks in (False, True):
-        engine, batches = engine_of("sanavideo", "bf16", optimizer="adamw_schedulefree", model_type="full")
+        engine, batches = engine_of("sanavideo", size=SMALL, optimizer="adamw_schedulefree", model_type="full")
         seen = []
         for number in range(3):
             seen += run(engine, batches, range(number, number + 1))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from tunerkit.data.masks import latent_weights
 from tunerkit.families.rendering import RenderRequest
 from tunerkit.validation import previews
 from tunerkit.validation.preview_projection import RIDGE, Projection, fit, projection_of
-from tunerkit.validation.previews import Preview, clean_estimate, encoded
-from tunerkit.validation.video_files import read_mp4
+from tunerkit.validation.previews import Preview, checked_pictures, clean_estimate, encoded, milliseconds
 
 MakeConfig = Callable[..., tk.TrainConfig]
 RENDER: dict[str, Any] = {
@@ -89,7 +89,7 @@ def test_pictures_have_the_fitted_colours() -> None:
 
 def test_a_preview_is_small_and_lasts_as_long_as_the_video(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
-    (tmp_path / "a.webp").write_bytes(encoded(pictures, 16.0, 4, width=192))
+    (tmp_path / "a.webp").write_bytes(encoded(pictures, milliseconds(3, 3, 4, 16.0), width=192))
     with Image.open(tmp_path / "a.webp") as image:
         assert (image.size, getattr(image, "n_frames", 1)) == ((192, 128), 3)
         times = []
@@ -98,10 +98,34 @@ def test_a_preview_is_small_and_lasts_as_long_as_the_video(tmp_path: Path) -> No
             image.load()
             times.append(image.info["duration"])
     assert times == [62, 250, 250]  # one frame, and twice four
-    assert encoded(pictures, 16.0, 4, width=192) == encoded(pictures, 16.0, 4, width=192)
-    (tmp_path / "b.webp").write_bytes(encoded(pictures[:1], 16.0, 4, width=4096))
+    assert encoded(pictures, times, width=192) == encoded(pictures, times, width=192)
+    (tmp_path / "b.webp").write_bytes(encoded(pictures[:1], [62], width=4096))
     with Image.open(tmp_path / "b.webp") as image:
         assert image.size == (256, 171)
+    assert milliseconds(9, 3, 4, 16.0) == [62] * 9  # of a decoder that gives every frame
+    assert milliseconds(12, 3, 4, 24.0) == [31] * 12
+    assert milliseconds(1, 1, 4, 24.0) == [42]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (np.array([[[[0, 128, 255]]]], dtype=np.uint8), [0, 128, 255]),
+        (torch.tensor([[[[0.0, 0.5, 1.5]]]], dtype=torch.bfloat16), [0, 128, 255]),
+        (np.array([[[[-0.1, 0.25, np.nan]]]]), [0, 64, 0]),
+        (torch.zeros(1, 3, 1, 1), r"returned \[1, 3, 1, 1\], not pictures \[F, H, W, 3\]"),
+        (np.zeros((0, 1, 1, 3), np.uint8), r"returned \[0, 1, 1, 3\]"),
+        ([[[[0.0, 0.5, 1.0]]]], "returned list"),
+        (torch.zeros(1, 1, 1, 3, dtype=torch.int64), "returned int64, not uint8"),
+    ],
+)
+def test_what_a_decoder_may_return(given: Any, expected: list[int] | str) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(tk.TunerkitError, match=expected):
+            checked_pictures(given)
+        return
+    pictures = checked_pictures(given)
+    assert (pictures.dtype, pictures.tolist()) == (np.uint8, [[[expected]]])
 
 
 # In the pipelines --------------------------------------------------------------------------------------------------
@@ -139,7 +163,7 @@ def test_watching_a_pipeline_changes_nothing_and_sees_its_latents(
     vae = family.load_vae(config, torch.device("cpu"))
     # Kandinsky's pipeline gives the first four latent frames the mean and the deviation of those after them.
     altered = 4 if name == "kandinsky5-video" and image_to_video else 0
-    count = 21 if altered else 9
+    count = 17 if altered else 9
     asked = RenderRequest(
         text, text, width=96, height=64, frames=count, steps=3, guidance=4.0, seed=1, fps=16.0,
         image=Image.new("RGB", (96, 64), (200, 30, 30)) if image_to_video else None,
@@ -174,46 +198,106 @@ def test_watching_a_pipeline_changes_nothing_and_sees_its_latents(
 # In a run ----------------------------------------------------------------------------------------------------------
 
 
-def validated(config: tk.TrainConfig, told: list[Preview] | None = None) -> tuple[bytes, list[dict[str, Any]], Path]:
-    """The frames of a validation's video, the run's events, and its folder."""
-    trainer = tk.Trainer(config).prepare()
+@contextlib.contextmanager
+def prepared(config: tk.TrainConfig) -> Iterator[tk.Trainer]:
+    trainer = tk.Trainer(config).prepare(progress=False)
     try:
-        if told is not None:
-            trainer.on_preview = told.append
-        (video,) = trainer.validate()
-        folder = trainer.loaded.folder.path
+        yield trainer
     finally:
         trainer.close()
-    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return video.path.read_bytes(), rows, folder
 
 
-def frames_of(video: bytes, path: Path) -> np.ndarray:
-    path.write_bytes(video)
-    return read_mp4(path)
+def validated(trainer: tk.Trainer) -> tuple[bytes, list[tuple[Any, ...]]]:
+    """The file of a validation's video, and the events of its previews."""
+    events = trainer.loaded.folder.path / "events.jsonl"
+    before = len(events.read_text().splitlines())
+    (video,) = trainer.validate()
+    rows = [json.loads(line) for line in events.read_text().splitlines()[before:]]
+    return video.path.read_bytes(), [
+        (row["denoised"], row["steps"], row["name"], row["path"]) for row in rows if row["kind"] == "preview"
+    ]
 
 
-def test_previews_of_a_validation(make_config: MakeConfig, tmp_path: Path) -> None:
-    plain, rows, folder = validated(make_config(**RENDER, output_dir=tmp_path / "off"))
-    assert not [row for row in rows if row["kind"] == "preview"]
-    assert not list(folder.rglob("*.webp"))
+def test_previews_of_a_validation(make_config: MakeConfig, tmp_path: Path, caplog: Any) -> None:
+    with prepared(make_config(**RENDER, output_dir=tmp_path / "off")) as trainer:
+        plain, events = validated(trainer)
+        assert not events
+        assert not list((tmp_path / "off").rglob("*.webp"))
 
-    told: list[Preview] = []
-    changes = {"validation_preview": True, "validation_preview_steps": 3, "output_dir": tmp_path / "on"}
-    config = make_config(**RENDER, **changes)
+    folder, told = tmp_path / "on", []
+    config = make_config(**RENDER, validation_preview=True, validation_preview_steps=3, output_dir=folder)
     assert not [note for note in config.notes if note.key.startswith("validation_preview")]
-    video, rows, folder = validated(config, told)
-    np.testing.assert_array_equal(frames_of(video, tmp_path / "a.mp4"), frames_of(plain, tmp_path / "b.mp4"))
-    assert [(one.denoised, one.steps, one.step) for one in told] == [(3, 4, 0), (4, 4, 0)]
-    events = [row for row in rows if row["kind"] == "preview"]
-    assert [(row["denoised"], row["steps"], row["name"]) for row in events] == [
-        (3, 4, told[0].name), (4, 4, told[0].name),
-    ]  # fmt: skip
-    path = folder / events[-1]["path"]
-    assert path == told[-1].path
-    with Image.open(path) as image:
-        assert (image.format, image.size, getattr(image, "n_frames", 1)) == ("WEBP", (96, 64), 3)
+    with prepared(config) as trainer, caplog.at_level(logging.WARNING, "tunerkit"):
+        # A decoder: no colours are needed.
+        given: list[torch.Tensor] = []
+        trainer.on_preview = told.append
+        trainer.preview_decoder = lambda latents: given.append(latents.clone()) or latents.fill_(0.5)[:3].movedim(0, -1)
+        video, events = validated(trainer)
+        assert video == plain
+        assert [event[:2] for event in events] == [(3, 4), (4, 4)]
+        assert not list(folder.rglob("*colours*"))
+        assert not caplog.records
+        assert [(list(one.shape), one.dtype, str(one.device)) for one in given] == [
+            ([16, 3, 8, 12], torch.float32, "cpu")
+        ] * 2
+        with Image.open(told[-1].path) as image:
+            assert np.abs(np.asarray(image.convert("RGB"), np.int16) - 128).max() <= 2
+
+        # One that fails: no more previews, and the same video.
+        trainer.preview_decoder = failing
+        assert validated(trainer) == (plain, [])
+        assert [record.getMessage() for record in caplog.records] == [ENDED]
+
+        # None: fitted colours.
+        trainer.preview_decoder = None
+        told.clear()
+        video, events = validated(trainer)
+        assert video == plain
+        assert [(one.denoised, one.steps, one.step) for one in told] == [(3, 4, 0), (4, 4, 0)]
+        assert [event[:3] for event in events] == [(3, 4, told[0].name), (4, 4, told[0].name)]
+        path = folder / events[-1][3]
+        assert path == told[-1].path
+        with Image.open(path) as image:
+            assert (image.format, image.size, getattr(image, "n_frames", 1)) == ("WEBP", (96, 64), 3)
     assert [one.path.name for one in tk.attach(folder).videos()] == [f"{told[0].name}.mp4"]
+
+
+def failing(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("colours are gone")
+
+
+ENDED = "no more previews are made of videos being rendered (colours are gone); the videos themselves are"
+
+
+@pytest.mark.parametrize("broken", [None, "projection_of", "encoded", "listener", "decoder"])
+def test_what_goes_wrong_ends_previews_and_no_video(
+    broken: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    colours = Projection(np.eye(4, 3), np.zeros(3))
+    monkeypatch.setattr(previews, "projection_of", lambda *_: colours)
+    if broken in ("projection_of", "encoded"):
+        monkeypatch.setattr(previews, broken, failing)
+    told: list[Preview] = []
+    made = previews.Previews(tk.TrainConfig(validation_preview=True), tk.family("sanavideo"), None, ())  # pyright: ignore[reportArgumentType]
+    made.hear(failing if broken == "listener" else told.append, failing if broken == "decoder" else None)
+    request = RenderRequest({}, {}, width=96, height=64, frames=9, steps=3, guidance=1.0, seed=0, fps=16.0)
+
+    def one_video() -> int:
+        """How many previews there are of a video that is rendered."""
+        told.clear()
+        made.prepare(tmp_path)
+        watch = made.watcher(tmp_path / "a.mp4", 0, request)
+        for step in (1, 2, 3) if watch else ():
+            assert watch
+            watch(step, lambda step=step: (1 - step / 3, torch.full((4, 3, 2, 3), step / 3)))
+        return len(told)
+
+    with caplog.at_level(logging.WARNING, "tunerkit"):
+        found = [one_video(), one_video()]
+    assert found == ([2, 2] if broken is None else [0, 0])
+    assert [record.getMessage() for record in caplog.records] == ([] if broken is None else [ENDED])
+    made.hear(told.append, lambda latents: latents[:3].movedim(0, -1))  # another decoder is given a chance
+    assert one_video() == (0 if broken == "encoded" else 2)
 
 
 def test_pictures_resemble_the_clips(make_config: MakeConfig) -> None:
@@ -236,31 +320,6 @@ def test_pictures_resemble_the_clips(make_config: MakeConfig) -> None:
     true = np.stack([latent_weights(pixels[..., c], frames, height, width, 4)[0] for c in range(3)], -1) * 255
     error = np.square(projection.pictures(latents) - true).mean()
     assert error < 0.5 * np.square(true - true.mean((0, 1, 2))).mean()
-
-
-@pytest.mark.parametrize("broken", ["fit", "show", "listener"])
-def test_what_goes_wrong_ends_previews_and_no_video(
-    make_config: MakeConfig, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    def failing(*_: Any, **__: Any) -> None:
-        raise RuntimeError("colours are gone")
-
-    config = make_config(**RENDER, validation_preview=True, output_dir=tmp_path / "out")
-    trainer = tk.Trainer(config).prepare()
-    if broken == "listener":
-        trainer.on_preview = failing
-    else:
-        monkeypatch.setattr(previews, "projection_of" if broken == "fit" else "encoded", failing)
-    try:
-        with caplog.at_level(logging.WARNING, "tunerkit"):
-            rounds = [trainer.validate(), trainer.validate()]
-    finally:
-        trainer.close()
-    assert [len(videos) for videos in rounds] == [1, 1]
-    warnings = [record.getMessage() for record in caplog.records if "previews" in record.getMessage()]
-    assert warnings == [
-        "no more previews are made of videos being rendered (colours are gone); the videos themselves are"
-    ]
 
 
 def test_the_dashboard_shows_the_newest_preview_while_a_video_is_rendered(

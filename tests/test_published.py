@@ -12,7 +12,7 @@ import torch
 
 import tunerkit as tk
 from tunerkit.demo import kandinsky5, ltx2, sana_video
-from tunerkit.families.base import PublishedComponent
+from tunerkit.families.facts import PublishedComponent
 from tunerkit.families.ltx2 import combined_configs
 from tunerkit.families.published import build
 

@@ -1,16 +1,18 @@
-"""Rollout of the real models: as by hand, alone as in a batch, and in training with everything else that is on."""
+"""Rollout of the real models: as by hand, alone as in a batch, without dropout and routes.
+
+That it trains, and in which ways, is in test_method_combinations.py.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from method_models import MINIATURES, STREAM, SWAP, engine_of, same, trained
-from test_rollout import PREFIX, config_of, settings
+from method_models import MINIATURES, Size, engine_of
+from test_rollout import config_of, settings
 
 import tunerkit as tk
 from tunerkit.families import flow
@@ -164,7 +166,7 @@ def test_a_plan_counts_what_an_average_step_takes(family_name: str) -> None:
     flavour = "dev" if family_name == "ltxvideo2" else "t2v-lite-sft-5s"
 
     def published(component: Any) -> dict[str, Any]:
-        depth = {"num_layers": 2} if family_name == "ltxvideo2" else {"num_visual_blocks": 2}
+        depth = {"num_layers": 1} if family_name == "ltxvideo2" else {"num_visual_blocks": 1, "num_text_blocks": 1}
         return {**family.published_config(flavour, component), **(depth if component == "transformer" else {})}
 
     def planned(**more: Any) -> TracedStep:
@@ -185,35 +187,6 @@ def test_a_plan_counts_what_an_average_step_takes(family_name: str) -> None:
 # Training ----------------------------------------------------------------------------------------------------------
 
 ROLLED = settings()
-FAMILIES = ("sanavideo", "kandinsky5-video", "ltxvideo2")
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_where_none_are_rolled_out_it_is_the_plain_run(family: str) -> None:
-    off = {**ROLLED, f"{PREFIX}max_step_offset": 0}
-    never = {**ROLLED, f"{PREFIX}probability": 0.0}
-    later = {**ROLLED, f"{PREFIX}start_step": 1}
-    plain, *others, rolled = (
-        trained(*engine_of(family, "no", **more), steps=1)
-        for more in ({}, off, never, later, settings(reflexflow=False))
-    )
-    assert all(same(one, plain) for one in others)
-    assert not same(rolled, plain)
-
-
-@pytest.mark.parametrize(
-    ("family", "precision", "more"),
-    [
-        ("ltxvideo2", "no", {"gradient_checkpointing": False}),
-        ("ltxvideo2", "bf16", SWAP),
-        ("kandinsky5-video", "bf16", STREAM),
-        ("sanavideo", "bf16", STREAM),
-        ("ltxvideo2", "int8", STREAM),
-    ],
-)
-def test_memory_is_saved_with_the_same_result(family: str, precision: str, more: dict[str, Any]) -> None:
-    found, expected = (trained(*engine_of(family, precision, **ROLLED, **one)) for one in (more, {}))
-    assert same(found, expected)
 
 
 def test_rollouts_see_no_dropout_and_no_routes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,10 +194,8 @@ def test_rollouts_see_no_dropout_and_no_routes(monkeypatch: pytest.MonkeyPatch) 
     rolled = Rollout.rolled
     monkeypatch.setattr(Rollout, "rolled", lambda *given: seen.append(rolled(*given)) or seen[-1])
     route = {"selection_ratio": 0.5, "start_layer_idx": 1, "end_layer_idx": -2}
-    plain, routed, dropping = (
-        engine_of("ltxvideo2", "no", **ROLLED, **more)
-        for more in ({}, {"tread_config": {"routes": [route]}}, {"lora_dropout": 0.5})
-    )
+    ways: list[dict[str, Any]] = [{}, {"tread_config": {"routes": [route]}}, {"lora_dropout": 0.5}]
+    plain, routed, dropping = (engine_of("ltxvideo2", "no", size=Size(blocks=3), **ROLLED, **more) for more in ways)
     state = torch.random.get_rng_state()
     losses = []
     for engine, batches in (plain, routed, dropping):
@@ -263,32 +234,10 @@ def test_no_forward_is_paid_for_nothing(
         return [config.scheduled_sampling_max_step_offset / 1000 if rolled else 0.0] * samples
 
     monkeypatch.setattr(rollout, "drawn_lengths", longest)
-    engine, batches = engine_of("sanavideo", "no", **settings(**named))
+    engine, batches = engine_of("sanavideo", "no", size=Size(blocks=1), **settings(**named))
     calls: list[int] = []
     engine.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     found = engine.step(batches[:1], 0, 1e-2).parts
     assert len(calls) == forwards
     assert {key: found[key] for key in parts} == parts
     assert ("anti_drift" in found) == (named.get("reflexflow") is not False)
-
-
-def test_resumed_is_as_if_never_stopped(ltx2_projects: dict[str, Path], tmp_path: Path) -> None:
-    path = ltx2_projects["dev"]
-    common: dict[str, Any] = {
-        "max_train_steps": 2,
-        "checkpoint_step_interval": 1,
-        "validation_disable": True,
-        "cache_dir": path.parent / "output" / "cache",
-        **settings(prob_start=0.5, prob_end=1.0, ramp_steps=1),
-    }
-
-    def run(steps: int, **changes: Any) -> list[tuple[float, float]]:
-        trainer = tk.Trainer(tk.load_config(path, **common, **changes)).prepare(progress=False)
-        found = [(result.loss, result.grad_norm) for result in trainer.steps(steps)]
-        trainer.close()
-        return found
-
-    whole = run(2, output_dir=tmp_path / "whole")
-    parts = run(1, output_dir=tmp_path / "two")
-    parts += run(1, output_dir=tmp_path / "two", resume_from_checkpoint="latest")
-    assert parts == whole

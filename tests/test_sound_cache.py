@@ -24,7 +24,7 @@ from tunerkit.data.audio import decode_audio
 from tunerkit.data.media import UnreadableMedia
 from tunerkit.data.samples import Sample, Sound
 from tunerkit.errors import TunerkitError
-from tunerkit.families.base import SoundFormat
+from tunerkit.families.facts import SoundFormat
 from tunerkit.families.sana_video.family import SanaVideo
 
 MakeConfig = Callable[..., tk.TrainConfig]

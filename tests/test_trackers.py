@@ -199,11 +199,11 @@ def test_tensorboard_files_hold_the_run_without_what_was_given_up(tmp_path: Path
 def test_numbers_of_a_line() -> None:
     row = {
         "step": 3, "time": 1.0, "loss": 0.5, "parts": {"video": 0.25, "audio": 0.25}, "grad_norm": None, "epoch": 0,
-        "samples": ["a.mp4"], "by_dataset": {"held": {"0.1": 0.5}}, "flag": True,
+        "samples": ["a.mp4"], "datasets": {"held": 0.5}, "sigmas": {"0.0625": 0.5}, "flag": True,
     }  # fmt: skip
     assert scalars(row, "eval") == {
         "eval/loss": 0.5, "eval/parts/video": 0.25, "eval/parts/audio": 0.25, "eval/epoch": 0,
-        "eval/by_dataset/held/0.1": 0.5,
+        "eval/datasets/held": 0.5,
     }  # fmt: skip
 
 

@@ -1,19 +1,20 @@
-"""Token routing: what the blocks compute equals blocks called by hand on tokens gathered by hand."""
+"""Token routing: what the blocks compute equals blocks called by hand on tokens gathered by hand.
+
+That it trains, and in which ways, is in test_method_combinations.py.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from method_models import MINIATURES, STREAM, SWAP, engine_of, same, trained
+from method_models import MINIATURES, Size, engine_of
 
 import tunerkit as tk
-from tunerkit.config.tread_rules import routes_of
 from tunerkit.data.sampler import Draw
 from tunerkit.draws import generator
 from tunerkit.families.batch import Batch
@@ -125,7 +126,7 @@ def ltx2_model(rope: str, newer: bool) -> Any:
     return LTX2VideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24,
         audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=8,
-        audio_cross_attention_dim=16, num_layers=5, caption_channels=8, rope_type=rope, gated_attn=newer,
+        audio_cross_attention_dim=16, num_layers=4, caption_channels=8, rope_type=rope, gated_attn=newer,
         audio_gated_attn=newer, cross_attn_mod=newer, audio_cross_attn_mod=newer, use_prompt_embeddings=not newer,
         perturbed_attn=newer,
     )  # fmt: skip
@@ -247,36 +248,11 @@ def test_the_prediction_is_that_of_blocks_called_by_hand(name: str, masked: bool
 
 # Training ----------------------------------------------------------------------------------------------------------
 
-FAMILIES = ("kandinsky5-video", "ltxvideo2")
-ROUTED = {"tread_config": document((1, -2, 0.5))}
-HARDLY = {"tread_config": document((1, -2, 0.01))}
-"""Of the few tokens, this share is none."""
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_where_none_skip_it_is_the_plain_run(family: str) -> None:
-    plain, hardly, routed = (trained(*engine_of(family, "no", **more), steps=1) for more in ({}, HARDLY, ROUTED))
-    assert same(hardly, plain)
-    assert not same(routed, plain)
-
-
-@pytest.mark.parametrize(
-    ("family", "precision", "settings"),
-    [
-        ("ltxvideo2", "no", {"gradient_checkpointing": False}),
-        ("ltxvideo2", "bf16", SWAP),
-        ("kandinsky5-video", "bf16", STREAM),
-        ("ltxvideo2", "int8", STREAM),
-    ],
-)
-def test_memory_is_saved_with_the_same_result(family: str, precision: str, settings: dict[str, Any]) -> None:
-    found, expected = (trained(*engine_of(family, precision, **ROUTED, **more), steps=1) for more in (settings, {}))
-    assert same(found, expected)
-
 
 def test_only_the_training_is_routed() -> None:
-    routed, batches = engine_of("ltxvideo2", "no", **ROUTED)
-    plain, _ = engine_of("ltxvideo2", "no")
+    size = Size(blocks=3)
+    routed, batches = engine_of("ltxvideo2", "no", size=size, tread_config=document((1, -2, 0.5)))
+    plain, _ = engine_of("ltxvideo2", "no", size=size)
     drawn = batches[0]()
     expected = drawn.losses(plain.family, plain.transformer, CPU).total
     assert torch.equal(drawn.losses(routed.family, routed.transformer, CPU).total, expected)  # with gradients, too
@@ -303,29 +279,6 @@ def test_every_batch_and_route_has_draws_of_its_own(monkeypatch: pytest.MonkeyPa
     assert [len(one) for one in found] == [1, 1, 2, 2] * 3
     assert rows[:6] == rows[12:]
     assert len(set(rows)) == 12
-
-
-def test_resumed_is_as_if_never_stopped(kandinsky5_projects: Callable[[str], Path], tmp_path: Path) -> None:
-    path = kandinsky5_projects("t2v-lite-sft-5s")
-    settings: dict[str, Any] = {
-        "max_train_steps": 2,
-        "checkpoint_step_interval": 1,
-        "validation_disable": True,
-        "cache_dir": path.parent / "output" / "cache",
-        "tread_config": document((0, -1, 0.5)),
-    }
-
-    def run(steps: int, **changes: Any) -> list[tuple[float, float]]:
-        config = tk.load_config(path, **settings, **changes)
-        trainer = tk.Trainer(config).prepare(progress=False)
-        found = [(result.loss, result.grad_norm) for result in trainer.steps(steps)]
-        trainer.close()
-        return found
-
-    whole = run(2, output_dir=tmp_path / "whole")
-    parts = run(1, output_dir=tmp_path / "two")
-    parts += run(1, output_dir=tmp_path / "two", resume_from_checkpoint="latest")
-    assert parts == whole
 
 
 # Taps --------------------------------------------------------------------------------------------------------------
@@ -359,99 +312,3 @@ def test_a_tap_outside_of_the_routes_gives_the_full_grid_in_order(name: str, ind
     grid = family.token_grid(model, drawn.batch.latents)
     assert routed.shape == plain.shape == (len(drawn.batch.latents), grid[0] * grid[1] * grid[2], plain.shape[2])
     assert torch.equal(routed, plain) == (index < 1)
-
-
-# Settings ----------------------------------------------------------------------------------------------------------
-
-GOOD = {"selection_ratio": 0.5, "start_layer_idx": 2, "end_layer_idx": -2}
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"routes": []}, r"tread_config.routes = \[\]: holds no route"),
-        ({"route": [GOOD]}, r"tread_config.routes: is no list(.|\n)*tread_config.route = .*is not known"),
-        ({"routes": [0.5]}, r"tread_config.routes\[0\] = 0.5: is no route"),
-        ({"routes": [GOOD, {**GOOD, "selection_ratio": 1.0}]}, r"routes\[1\].selection_ratio = 1.0: .*below 1"),
-        ({"routes": [{**GOOD, "selection_ratio": True}]}, r"routes\[0\].selection_ratio = True"),
-        ({"routes": [{**GOOD, "start_layer_idx": 2.5}]}, r"start_layer_idx = 2.5: .*whole number"),
-        ({"routes": [{"selection_ratio": 0.5}]}, r"start_layer_idx: is missing"),
-        ({"routes": [{**GOOD, "ratio": 0.5}]}, r"routes\[0\].ratio = 0.5: is not known"),
-    ],
-)
-def test_documents_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(tk.ConfigError, match=message):
-        tk.TrainConfig(tread_config=given)
-
-
-@pytest.mark.parametrize(
-    ("routes", "settings", "message"),
-    [
-        ([(2, 48, 0.5)], {}, r"routes\[0\].end_layer_idx = 48: is no block .* has 48. Fix: use 0 to 47, or -1 to -48"),
-        ([(-49, -2, 0.5)], {}, r"start_layer_idx = -49: is no block"),
-        ([(6, -44, 0.5)], {}, r"end_layer_idx = -44: ends the route before its start: block 4 of 48"),
-        ([(2, 9, 0.5), (9, 12, 0.5)], {}, r"routes\[1\].start_layer_idx = 9: .*use 10 or more"),
-        ([(2, -2, 0.5)], {"crepa_block_index": 8}, r"crepa_block_index = 8: .*before 2 or block 46 or a later"),
-        ([(8, -2, 0.5)], {"crepa_block_index": 8}, r"crepa_block_index = 8"),
-    ],
-)
-def test_routes_that_do_not_fit_are_refused(routes: Routes, settings: dict[str, Any], message: str) -> None:
-    config = tk.TrainConfig(tread_config=document(*routes), crepa_enabled=True, **settings)
-    with pytest.raises(tk.ConfigError, match=message):
-        routes_of(config, 48)
-
-
-def test_routes_count_from_both_ends() -> None:
-    config = tk.TrainConfig(tread_config={"routes": [GOOD]}, crepa_enabled=True, crepa_block_index=46)
-    [route] = routes_of(config, 48)
-    assert (route.first, route.last, route.ratio) == (2, 46, 0.5)
-    assert routes_of(tk.TrainConfig(), 48) == ()
-    assert [note for note in config.notes if note.key == "tread_config"] == []
-
-
-def test_models_that_need_all_tokens_refuse(tmp_path: Path) -> None:
-    (tmp_path / "clips").mkdir()
-    dataset = {"id": "clips", "instance_data_dir": str(tmp_path / "clips")}
-    config = tk.TrainConfig(
-        model_family="sanavideo", output_dir=tmp_path / "output", max_train_steps=1, datasets=[dataset],
-        tread_config={"routes": [GOOD]},
-    )  # fmt: skip
-    with pytest.raises(tk.ConfigError, match=r"tread_config = .*convolutions over the whole grid.*leave it out"):
-        tk.resolve(config)
-    sparse = tk.TrainConfig(model_flavour="t2v-lite-sft-10s", tread_config={"routes": [GOOD]})
-    kandinsky = tk.family("kandinsky5-video")
-    assert "sparse_attention" in str(kandinsky.routing_refusal(sparse))
-    assert kandinsky.routing_refusal(sparse.changed(sparse_attention=False)) is None
-
-
-# Plan --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_plan_of_few_blocks_is_that_of_all() -> None:
-    from tunerkit.planning.architectures import transformer_on_meta
-    from tunerkit.planning.batches import Largest, Stand
-    from tunerkit.planning.step import trace_step
-    from tunerkit.planning.training import training_step
-
-    family, depth, flavour = tk.family("kandinsky5-video"), 10, "t2v-lite-sft-5s"
-
-    def settings(component: Any) -> dict[str, Any]:
-        own = {"num_visual_blocks": depth} if component == "transformer" else {}
-        return {**family.published_config(flavour, component), **own}
-
-    def planned(routes: Routes) -> tk.TrainConfig:
-        return tk.TrainConfig(
-            model_family=family.name, model_flavour=flavour, mixed_precision="bf16", tread_config=document(*routes)
-        )
-
-    routes = [(2, 5, 0.5), (6, 8, 0.25)]
-    config, largest = planned(routes), Largest(256, 256, 17, 24.0, 2, mask=True)
-    stand = Stand(config, family, settings)
-    found = training_step(config, family, settings("transformer"), stand, largest)
-    transformer = transformer_on_meta(settings("transformer"), config, family)
-    whole, _ = trace_step(config, family, transformer, lambda: stand.drawn(largest), alike=depth)
-    assert [one.peak for one in found.segments] == pytest.approx([one.peak for one in whole], rel=1e-4)
-    assert [one.work.flops for one in found.segments] == [one.work.flops for one in whole]
-    assert [one.work.kernels for one in found.segments] == [one.work.kernels for one in whole]
-    with pytest.raises(tk.ConfigError, match="is no block of the transformer, which has 10"):
-        training_step(planned([(2, 10, 0.5)]), family, settings("transformer"), stand, largest)

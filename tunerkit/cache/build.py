@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.report import DatasetReport
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import TextKind
+    from tunerkit.families.facts import TextKind
 
 __all__ = ["CacheFailure", "CacheResult", "Progress", "build_cache", "needed_texts"]
 

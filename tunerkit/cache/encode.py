@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import Family, TextKind
+    from tunerkit.families.base import Family
+    from tunerkit.families.facts import TextKind
 
 logger = logging.getLogger("tunerkit")
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import Family, TextKind
+    from tunerkit.families.base import Family
+    from tunerkit.families.facts import TextKind
 
 FALLBACKS = ("in parts", "tiled", "cpu")
 """Ways of encoding a clip when memory is short, in the order they are tried; part of the entry's name."""

@@ -14,7 +14,8 @@ from tunerkit.data.decode import DECODE_RECIPE
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import Family, TextKind
+    from tunerkit.families.base import Family
+    from tunerkit.families.facts import TextKind
 
 MASK_RECIPE = 1
 """Version of the weights: it changes when the same mask would be reduced to other weights."""

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from tunerkit.cache.store import Store
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import Family, TextKind
+    from tunerkit.families.base import Family
+    from tunerkit.families.facts import TextKind
 
 logger = logging.getLogger("tunerkit")
 

@@ -42,6 +42,11 @@ def published_width(model: str) -> int | None:
     return next((width for word, width in _SIZES.values() if model.startswith(_PUBLISHED) and word == size), None)
 
 
+def has_registers(model: str) -> bool:
+    """Whether a published encoder is one of those with registers."""
+    return model.startswith(_PUBLISHED + _REGISTERS)
+
+
 def _plain(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 

@@ -33,7 +33,7 @@ from tunerkit.data.samples import ClipRow, Sample, Sound
 if TYPE_CHECKING:
     from tunerkit.config.dataset_document import DatasetConfig
     from tunerkit.config.settings import TrainConfig
-    from tunerkit.families.base import SoundFormat
+    from tunerkit.families.facts import SoundFormat
 
 PROBE_WORKERS = 4
 """Files that are looked at side by side; the reading happens outside Python's lock."""

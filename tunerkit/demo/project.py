@@ -163,6 +163,13 @@ def _config(family: str, prompt: str, settings: Mapping[str, Any]) -> dict[str, 
         "user_prompt_library": "user_prompt_library.json",
         "validation_seed": 42,
         "validation_step_interval": 30,
+        # Two clips at four noise levels show the trend; more would take as long as the training itself.
+        "num_eval_images": 2,
+        "eval_timesteps": 4,
+        # For whoever turns crepa_enabled on: two blocks are all there are, and an image encoder would be a download.
+        "crepa_feature_source": "backbone",
+        "crepa_block_index": 0,
+        "crepa_teacher_block_index": 1,
         **settings,
     }
 

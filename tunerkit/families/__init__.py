@@ -9,8 +9,9 @@ from functools import cache
 from importlib import import_module
 
 from tunerkit.errors import ConfigError, Problem
-from tunerkit.families.base import Family, Flavour
+from tunerkit.families.base import Family
 from tunerkit.families.batch import Batch
+from tunerkit.families.facts import Flavour
 
 __all__ = ["Batch", "Family", "Flavour", "get", "names"]
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunerkit.errors import Note, Problem
 
@@ -18,42 +17,12 @@ if TYPE_CHECKING:
 
     from tunerkit.config.settings import TrainConfig
     from tunerkit.families.batch import Batch, FirstFrameMethod, LossParts
+    from tunerkit.families.facts import Component, Flavour, PublishedComponent, SoundFormat, TextKind
     from tunerkit.families.prediction import Prediction
     from tunerkit.families.rendering import Rendered, RenderRequest
 
-TextKind = Literal["positive", "negative"]
-Component = Literal["text", "vae", "audio_vae", "transformer"]
-PublishedComponent = Literal[
-    "transformer", "vae", "audio_vae", "connectors", "vocoder", "text_encoder", "text_encoder_2"
-]
-"""Sub-folders of a published checkpoint that hold weights."""
 PARTS_RECIPE = 1
 """Version of the computation in parts (`tunerkit.memory.vae_parts`): it changes when a fault in it has been mended."""
-
-
-@dataclass(frozen=True)
-class Flavour:
-    """One published checkpoint of a family.
-
-    Attributes:
-        repo: hub repository.
-        note: one line about it.
-        aliases: other names that people use for it.
-        refused: why it cannot be trained, as "reason. Fix: what to do"; empty where it can.
-    """
-
-    repo: str
-    note: str = ""
-    aliases: tuple[str, ...] = ()
-    refused: str = ""
-
-
-@dataclass(frozen=True)
-class SoundFormat:
-    """The waveform that a family's audio VAE takes: samples per second (Hz) and channels."""
-
-    sample_rate: int
-    channels: int
 
 
 class Family(ABC):

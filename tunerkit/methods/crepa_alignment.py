@@ -66,12 +66,7 @@ class Alignment:
         index, teacher = aligned_blocks(config, len(family.video_blocks(transformer)))
         self._tap, self._teacher_tap = Tap(index), None if teacher is None else Tap(teacher)
         self.stop = SimilarityStop.of(config)
-        self.neighbours = Neighbours(
-            distance=config.crepa_adjacent_distance,
-            tau=config.crepa_adjacent_tau or 1.0,
-            cumulative=config.crepa_cumulative_neighbors,
-            normalised=config.crepa_normalize_neighbour_sum,
-        )
+        self.neighbours = _neighbours(config)
         width = family.hidden_width(transformer)
         features = teacher_facts(config).width if needs_features(config) else width
         with torch.random.fork_rng():  # the user's own random state stays as it was
@@ -151,6 +146,12 @@ class Alignment:
 
     # Between steps and runs ------------------------------------------------------------------------------------
 
+    def change(self, config: TrainConfig) -> None:
+        """From now on, go by other settings of weight, threshold and neighbours; what was learned stays."""
+        stop = SimilarityStop.of(config)
+        stop.load_state(self.stop.state())
+        self.config, self.stop, self.neighbours = config, stop, _neighbours(config)
+
     def average_gradients(self, processes: int) -> None:
         """Average the projector's gradients over the processes that train together."""
         if processes == 1:
@@ -166,6 +167,15 @@ class Alignment:
         """Take in what an optimizer step logged: a high similarity may end the term."""
         if SIMILARITY in parts:
             self.stop.observe(parts[SIMILARITY])
+
+
+def _neighbours(config: TrainConfig) -> Neighbours:
+    return Neighbours(
+        distance=config.crepa_adjacent_distance,
+        tau=config.crepa_adjacent_tau or 1.0,
+        cumulative=config.crepa_cumulative_neighbors,
+        normalised=config.crepa_normalize_neighbour_sum,
+    )
 
 
 def _pooled(grid: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunerkit.config.crepa_rules import ENCODER, published_width, teacher_model
+from tunerkit.config.crepa_rules import ENCODER, has_registers, published_width, teacher_model
 from tunerkit.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of red, green and blue in ImageNet, which the encoder's pictures are normalised by."""
 CLASSES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 """`model_type` -> class of transformers."""
+_LAYERS = {384: 12, 768: 12, 1024: 24, 1536: 40}
+"""Of the published encoders, by the width of a feature."""
+_HEAD, _GATED = 64, 1536
+"""Channels of a head of attention, and the width whose feed-forward layers are gated, of the published encoders."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,30 @@ def teacher_facts(config: TrainConfig) -> TeacherFacts:
         return TeacherFacts(width)
     settings = _configuration(model)
     return TeacherFacts(int(settings.hidden_size), int(settings.patch_size))
+
+
+def teacher_settings(config: TrainConfig) -> dict[str, Any]:
+    """`config.json` of the encoder that the settings name; known by heart for the published ones.
+
+    Raises:
+        ModelError: it cannot be read, or the encoder is no DINOv2.
+    """
+    model = teacher_model(config.crepa_encoder)
+    width = published_width(model)
+    if width is None:
+        settings = _configuration(model)
+        return {**settings.to_dict(), "architectures": [CLASSES[settings.model_type]]}
+    kind = "dinov2_with_registers" if has_registers(model) else "dinov2"
+    return {
+        "model_type": kind,
+        "architectures": [CLASSES[kind]],
+        "hidden_size": width,
+        "num_hidden_layers": _LAYERS[width],
+        "num_attention_heads": width // _HEAD,
+        "use_swiglu_ffn": width == _GATED,
+        "patch_size": PATCH,
+        "image_size": 518,
+    }
 
 
 def check_teacher(config: TrainConfig) -> None:

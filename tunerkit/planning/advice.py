@@ -19,12 +19,15 @@ WORTH = 0.03
 """Share of a phase's peak that a change has to save."""
 SHARES = tuple(eighths / 8 for eighths in range(1, 9))
 """Of the blocks, as steps of swapping; all of them are planned from one trace."""
+FRAMES_SEEN = (4, 1)
+"""Steps of frames that the image encoder looks at at a time."""
 SHORTER, SMALLER = (0.61, 0.37), (0.75, 0.5)
 """Steps of frames, and of the edges of a picture."""
 Settings = Mapping[str, Any]
 MEANINGS: Mapping[str, str] = {
     "text_encoder_from_ram": "the text encoder's layers come from RAM one by one, which takes longer once",
     "one_clip_encoded": "clips are encoded one at a time",
+    "fewer_frames_seen": "the image encoder looks at fewer frames at a time, with the same result",
     "vae_in_parts": "the VAE works in pieces of time, with the same result",
     "vae_in_tiles": "the VAE works in overlapping tiles, and latents change a little",
     "checkpointing": "activations are computed twice: a step takes a third longer",
@@ -199,6 +202,9 @@ def _ladder(now: Plan, phase: str) -> Iterator[_Rung]:
     if phase == "text encoding":
         offload = {"group_offload_text_encoder": True}
         yield _Rung("text_encoder_from_ram", (offload,))
+        return
+    if phase == "feature encoding":
+        yield _Rung("fewer_frames_seen", tuple({"crepa_encoder_frames_batch_size": count} for count in FRAMES_SEEN))
         return
     if phase == "clip encoding" and config.vae_batch_size > 1:
         yield _Rung("one_clip_encoded", ({"vae_batch_size": 1},))

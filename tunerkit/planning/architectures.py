@@ -18,7 +18,8 @@ from tunerkit.families.published import build
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
-    from tunerkit.families.base import Family, PublishedComponent
+    from tunerkit.families.base import Family
+    from tunerkit.families.facts import PublishedComponent
 
 _DEPTHS = {
     "SanaVideoTransformer3DModel": "num_layers",

@@ -153,6 +153,26 @@ def clip_encoding(
     return traced(config, "clip encoding", [vae], run, offloaded=config.group_offload_vae, memory=memory)
 
 
+def feature_encoding(config: TrainConfig, family: Family, largest: Largest) -> Segment:
+    """Making the features that hidden states are aligned with, of the frames of one of the largest clips."""
+    from tunerkit.methods.crepa_teacher import frame_features, teacher_settings
+
+    teacher = on_meta(teacher_settings(config), text_dtype(config)).eval()
+    count = family.latent_frames(largest.frames)
+    frames = torch.empty(count, largest.height, largest.width, 3, dtype=torch.uint8)  # as they are decoded
+    at_once = config.crepa_encoder_frames_batch_size
+    at_once = at_once if at_once > 0 else count
+    run = partial(frame_features, teacher, frames, config.crepa_encoder_image_size, at_once)
+    return traced(config, "feature encoding", [teacher], run)[0]
+
+
+def teacher_bytes(config: TrainConfig) -> int:
+    """Bytes of the image encoder's files, which are published in float32."""
+    from tunerkit.methods.crepa_teacher import teacher_settings
+
+    return sum(one.nbytes for one in on_meta(teacher_settings(config), torch.float32).parameters())
+
+
 def memory_matters(config: TrainConfig) -> bool:
     """Whether what the VAE takes depends on the memory that there is."""
     on_gpu = planned_device(config) == "cuda"

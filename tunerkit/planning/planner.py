@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunerkit import families
+from tunerkit.config.crepa_rules import ENCODER, needs_features, published_width, teacher_model
 from tunerkit.config.groups.checkpoints import CheckpointSettings, TrackingSettings
 from tunerkit.config.groups.data import DataSettings
 from tunerkit.config.groups.validation import ValidationSettings
@@ -41,6 +42,8 @@ _MATTERS: dict[str, tuple[str, ...]] = {
     "download": _MODEL,
     "text": (*_MODEL, "group_offload_text", "group_offload_use_stream"),
     "clips": _VAE,
+    "features": ("device", "mixed_precision", "crepa_"),
+    "teacher": ("crepa_",),
     "validation": (*_VAE, "validation_", "base_model_", "framerate", "sparse_", "first_frame_", "audio_", "sound_"),
 }
 """What the names begin with of those settings that change what a phase takes."""
@@ -120,11 +123,14 @@ def _question(
     values = config.model_dump(include={*fields, *_ON_DISK} - _WORDS, mode="json")
     try:
         for name, value in values.items():
-            if name.startswith(_MODEL[0]) and isinstance(value, str):
+            if (name.startswith(_MODEL[0]) or name == ENCODER) and isinstance(value, str):
                 values[name] = remembered.model_identity(value) or value
     except OSError:
         return None
     if values[f"{_MODEL[0]}model_name_or_path"] == model and model not in own:
+        return None
+    encoder = config.crepa_encoder
+    if needs_features(config) and values[ENCODER] == encoder and published_width(teacher_model(encoder)) is None:
         return None
     kinds = Counter(repr(of_sample(config, sample)) for sample in samples)
     captions = {caption for sample in samples for caption in sample.captions}
@@ -249,6 +255,11 @@ def _phases(
     found = [
         PhasePlan("text encoding", text.peak, text.parts, text_ram, text.work),
         PhasePlan("clip encoding", clips.peak, clips.parts, clips_ram, clips.work),
+    ]
+    if needs_features(config):
+        seen = _cached(config, family, "features", largest, lambda: traced.feature_encoding(config, family, largest))
+        found.append(PhasePlan("feature encoding", seen.peak, seen.parts, seen.parts.get("weights", 0), seen.work))
+    found += [
         PhasePlan("loading", sum(loaded.values()), loaded, step.host, Work(link=sum(loaded.values()))),
         PhasePlan("training step", step.largest.peak, step.largest.parts, step.host, step.work),
     ]
@@ -295,9 +306,12 @@ def _disk(
     config: TrainConfig, family: Family, largest: Largest, samples: Sequence[Sample], step: TracedStep
 ) -> DiskPlan:
     from tunerkit.planning.batches import latent_bytes
+    from tunerkit.planning.phases import teacher_bytes
 
     local = Path(str(config.pretrained_model_name_or_path)).exists()
     download = 0 if local else _cached(config, family, "download", None, lambda: _download(config, family))
+    if needs_features(config) and not Path(teacher_model(config.crepa_encoder)).exists():
+        download += _cached(config, family, "teacher", None, lambda: teacher_bytes(config))
     _, stand = _model(config, family)
     cache = None
     if samples:

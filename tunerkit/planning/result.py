@@ -26,11 +26,13 @@ class PhasePlan:
     """A phase of a run.
 
     Attributes:
-        name: "text encoding", "clip encoding", "loading", "training step", "validation" or "checkpoint".
+        name: "text encoding", "clip encoding", "feature encoding", "loading", "training step", "validation" or
+            "checkpoint".
         peak: most bytes of tensors at one time on the device.
         parts: what they are: weights, adapter, gradients, optimizer state, EMA, activations.
         ram: bytes of the machine's memory, beside what a Python process with the libraries takes.
-        work: what one text, one batch of clips, one step or one denoising pass with the decoding asks of the machine.
+        work: what one text, one batch of clips, the features of one clip, one step or one denoising pass with the
+            decoding asks of the machine.
     """
 
     name: str
@@ -45,8 +47,8 @@ class DiskPlan:
     """Bytes on disk.
 
     Attributes:
-        download: of the base model; 0 where it is a local folder.
-        cache: latents, sound and texts of all clips; None where the clips are not known.
+        download: of the base model, and of the image encoder where one is used; local folders count nothing.
+        cache: latents, sound, features and texts of all clips; None where the clips are not known.
         checkpoint: one checkpoint.
         checkpoints: how many are kept at most.
     """

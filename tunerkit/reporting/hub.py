@@ -224,6 +224,9 @@ class HubListener(Listener):
         if row["kind"] == "checkpoint" and self._config.push_checkpoints_to_hub:
             self._begin(self._config.output_path / row["path"])
 
+    def settings(self, config: TrainConfig) -> None:
+        self._config = config  # which is uploaded too
+
     def result(self, path: Path) -> None:
         del path
         if self._config.push_to_hub:

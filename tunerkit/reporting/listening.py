@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
 
 logger = logging.getLogger("tunerkit")
 
@@ -43,6 +46,9 @@ class Listener:
             picture: an encoded image.
             media_type: of the image, for example "image/gif".
         """
+
+    def settings(self, config: TrainConfig) -> None:
+        """The run goes on with other settings."""
 
     def result(self, path: Path) -> None:
         """The final weights are written, and everything else that the run leaves."""

@@ -30,7 +30,9 @@ PROJECT = "tunerkit"
 MEMORY_FILE = "trackers.json"
 """In the run's folder: what each tracker calls this run, so that it goes on there."""
 TENSORBOARD_FOLDER = "tensorboard"
-_LEFT_OUT = ("step", "time")
+_LEFT_OUT = ("step", "time", "sigmas")
+"""Of a line: the axis, and losses by noise level, each of which would be a chart of its own, up to a thousand of them;
+evaluation.jsonl has them."""
 _OUTPUT_NAMES = ("output", "outputs")
 """Names of output folders that say nothing; the folder above is called by something else."""
 

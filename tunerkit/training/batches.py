@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ from tunerkit.config.crepa_rules import needs_features
 from tunerkit.data.sampler import Draw, batch_plan
 from tunerkit.draws import generator
 from tunerkit.errors import TunerkitError
-from tunerkit.families.base import Family, TextKind
+from tunerkit.families.base import Family
 from tunerkit.families.batch import Audio, Batch, LossParts
+from tunerkit.families.facts import TextKind
 from tunerkit.families.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ class BatchSource:
             drawn = self.make(number)
         self._next = None if following is None else (following, self._reader.submit(self.make, following))
         return drawn
+
+    def change(self, config: TrainConfig) -> None:
+        """From now on, read as these settings say, which order and draw the batches alike; what was read ahead is
+        read anew."""
+        if self._next is not None:
+            wait([self._next[1]])
+        self._config, self._next = config, None
 
     def close(self) -> None:
         self._reader.shutdown(wait=True, cancel_futures=True)

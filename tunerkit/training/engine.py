@@ -62,17 +62,18 @@ class Engine:
         blocks = family.blocks(transformer)
         self.offloader = place_transformer(transformer, blocks, config, device)
         self.alignment = Alignment(config, family, transformer, device) if config.crepa_enabled else None
+        """With the projector, which stays where the alignment is switched off later."""
         beside = self.alignment.parameters if self.alignment else None
         self.weights = TrainedWeights(self.transformer, config, beside)
         self._random = config.lora_dropout > 0
-        runner = BlockRunner(
+        self._runner = BlockRunner(
             family.video_blocks(transformer),
             checkpointing=config.gradient_checkpointing,
             random_inside=self._random,
             offloader=self.offloader,
         )
-        runner.install(self.transformer)
-        self.objective = Objective(config, family, transformer, runner, device, self.alignment)
+        self._runner.install(self.transformer)
+        self.objective = self.objective_for(config)
         self.optimizer = build_optimizer(config, self.weights.optimized.values())
         self.ema = self._make_ema()
         self.scaler = (
@@ -82,6 +83,21 @@ class Engine:
         )
         self._called = self._wrap()
         self.transformer.train()
+
+    def objective_for(self, config: TrainConfig) -> Objective:
+        """What is minimised with other settings; `change` takes it over.
+
+        Raises:
+            ConfigError: they do not fit the transformer.
+        """
+        alignment = self.alignment if config.crepa_enabled else None
+        return Objective(config, self.family, self.transformer, self._runner, self.device, alignment)
+
+    def change(self, config: TrainConfig, objective: Objective) -> None:
+        """From the next step on, go by other settings of the objective, the clipping and the length."""
+        if self.alignment is not None:
+            self.alignment.change(config)
+        self.config, self.objective = config, objective
 
     def _make_ema(self) -> EMA | None:
         if not self.config.use_ema:

@@ -40,9 +40,12 @@ class EvaluationPlan:
     @classmethod
     def of(cls, config: TrainConfig) -> EvaluationPlan:
         """The plan that the settings ask for."""
-        if config.eval_loss_disable:
-            return cls(0)
-        return cls(config.eval_steps_interval, config.eval_epoch_interval)
+        return cls(0) if config.eval_loss_disable else cls(config.eval_steps_interval, config.eval_epoch_interval)
+
+    def change(self, config: TrainConfig) -> None:
+        """From now on, evaluate as these settings ask; what evaluations took so far still counts."""
+        other = self.of(config)
+        self._every, self._epochs = other._every, other._epochs
 
     def due(self, step: int, total: int, trained: float, *, saved: bool = False) -> bool:
         """Whether to evaluate after `step` of `total` steps and `trained` seconds of training in this process.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunerkit.cache.store import CacheEntryError
 from tunerkit.devices import free_memory, is_out_of_memory
 from tunerkit.errors import OutOfMemoryError
 from tunerkit.running.memory import memory_hint
@@ -37,6 +39,26 @@ def told_failures(folder: RunFolder, config: TrainConfig, *, main: bool) -> Iter
         elif main:
             folder.fail(str(error) or type(error).__name__)
         raise
+
+
+@contextlib.contextmanager
+def saved_without_cache(save: Callable[[], Path]) -> Iterator[None]:
+    """Where an entry of the cache cannot be made anew, keep the weights, which are those of the last whole step.
+
+    Args:
+        save: writes the checkpoint and gives its folder.
+
+    Raises:
+        CacheEntryError: that also names the checkpoint.
+    """
+    try:
+        yield
+    except CacheEntryError as error:
+        path = save()
+        step = path.name.rpartition("-")[2]
+        raise CacheEntryError(
+            f"{str(error).rstrip('.')}. The training up to step {step} is saved in {path.name}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunerkit.cache.entries import Cache
 from tunerkit.devices import run_device
 from tunerkit.dtypes import model_dtype
+from tunerkit.errors import CheckpointError
+from tunerkit.training.checkpoints import find_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
     from tunerkit.training.engine import Engine
     from tunerkit.training.run_folder import RunFolder
     from tunerkit.training.state import Fingerprint
-    from tunerkit.validation.render import Renderer
+    from tunerkit.validation.previews import Preview, PreviewDecoder
+    from tunerkit.validation.render import Renderer, Rendering
 
 logger = logging.getLogger("tunerkit")
 _T = TypeVar("_T")
@@ -43,8 +47,7 @@ class Loaded:
         self.evaluated = evaluated
         """What the evaluation loss is measured on: the eval datasets, else the training samples."""
         self.fingerprint, self.processes, self.rank = fingerprint, processes, rank
-        if engine.alignment is not None:
-            engine.alignment.total_steps = self.total_steps
+        self._tell_length()
         self.metrics_continue = False
         """Whether metrics.jsonl ends where the trainer is."""
 
@@ -66,6 +69,102 @@ class Loaded:
         """Optimizer steps of the first epoch; not always a whole number."""
         together = self.engine.config.gradient_accumulation_steps * self.processes
         return self.source.plan.batches_per_epoch / together
+
+    def change(self, config: TrainConfig, new: dict[str, Any], step: int) -> None:
+        """From the next step on, go by other settings; config.json and the events tell them.
+
+        Args:
+            config: resolved settings, of which `changed_settings` says that they can change.
+            new: what is new of them, as JSON has it.
+            step: optimizer steps done.
+
+        Raises:
+            ConfigError: they do not fit the transformer; nothing is changed then.
+            OSError: config.json cannot be written; nothing is changed then.
+        """
+        objective = self.engine.objective_for(config)
+        if self.is_main:
+            self.folder.change(config, step, new)
+        self.engine.change(config, objective)
+        self.source.change(config)
+        self.fingerprint = self.fingerprint.changed(config)
+        self._tell_length()
+
+    def _tell_length(self) -> None:
+        if self.engine.alignment is not None:
+            self.engine.alignment.total_steps = self.total_steps
+
+    def save(self, step: int) -> Path:
+        """Write the checkpoint of `step`, then prune to `checkpoints_total_limit`."""
+        from tunerkit.training.state import write_state
+
+        path = self.folder.path / f"checkpoint-{step}"
+        if self.is_main:
+            with self.folder.meanwhile("saving"):
+                path = save_checkpoint(
+                    self.folder.path,
+                    step,
+                    lambda folder: write_state(folder, self.engine, step, self.fingerprint),
+                    self.engine.config.checkpoints_total_limit,
+                )
+            self.folder.event("checkpoint", step, f"saved {path.name}", path=path.name)
+        self.wait()
+        return path
+
+    def restore(self, which: str | Path, *, missing_ok: bool) -> int:
+        """Restore a checkpoint; see `Trainer.load_checkpoint`."""
+        from tunerkit.training.state import read_state
+
+        path, warnings = find_checkpoint(self.folder.path, which)
+        step = 0
+        if path is not None:
+            step, more = read_state(path, self.engine, self.fingerprint)
+            warnings = [*warnings, *more]
+        elif not missing_ok:
+            raise CheckpointError(f"{self.folder.path} holds no whole checkpoint. Fix: train first, or name one")
+        for warning in warnings:
+            logger.warning("%s", warning)
+        self.metrics_continue = False
+        return step
+
+    def validate(
+        self, step: int, on_preview: Callable[[Preview], object] | None, decoder: PreviewDecoder | None
+    ) -> list[Rendering]:
+        """Render every validation prompt, and tell of the videos and their previews.
+
+        Args:
+            step: optimizer steps done.
+            on_preview: told of each preview beside the folder; None = nobody.
+            decoder: makes their pictures; None = fitted colours.
+        """
+
+        def tell(preview: Preview) -> None:
+            self.folder.preview(preview)
+            if on_preview is not None:
+                on_preview(preview)
+
+        renderings: list[Rendering] = []
+        if self.is_main:
+            self.renderer.previews.hear(tell, decoder)
+            with self.folder.meanwhile("validating"):
+                renderings = self.renderer.round(self.engine, step)
+            for rendering in renderings:
+                name = rendering.path.relative_to(self.renderer.folder.parent).as_posix()
+                self.folder.event("video", step, f"rendered {rendering.nickname}", path=name)
+        self.wait()
+        return renderings
+
+    def finish(self, step: int, total: int) -> Path:
+        """Write the final weights of a run that is done."""
+        from tunerkit.training.export import write_final
+
+        path = self.folder.path
+        if self.is_main:
+            path = write_final(self.engine, path)
+            self.folder.listeners.tell("result", path)
+            self.folder.status("done", step, total)
+        self.wait()
+        return path
 
     def agree(self, decision: _T) -> _T:
         """The main process's decision, in every process."""

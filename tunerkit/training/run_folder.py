@@ -29,6 +29,7 @@ from tunerkit.running.memory import measured_memory
 from tunerkit.running.status import ENDED, STATUS_FILE, StatusWriter
 
 if TYPE_CHECKING:
+    from tunerkit.config.settings import TrainConfig
     from tunerkit.validation.previews import Preview
 
 __all__ = ["Command", "RunFolder", "read_metrics", "send_command"]
@@ -160,11 +161,26 @@ class RunFolder:
         self.event("preview", preview.step, words, **facts)
         self.listeners.tell("preview", {"step": preview.step, **facts}, preview.path.read_bytes(), MEDIA_TYPE)
 
+    def change(self, config: TrainConfig, step: int, changes: dict[str, Any]) -> None:
+        """Save the settings that the run goes on with, and tell which are new.
+
+        Args:
+            step: optimizer steps done.
+            changes: setting -> its new value, as JSON has it.
+
+        Raises:
+            OSError: they cannot be saved; the earlier ones stay.
+        """
+        config.save(self.path / "config.json")
+        words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
+        self.event("change", step, words, settings=changes)
+        self.listeners.tell("settings", config)
+
     def event(self, kind: str, step: int, text: str, **more: Any) -> None:
         """Append one line to events.jsonl.
 
         Args:
-            kind: state, checkpoint, video, preview, evaluation, warning or error.
+            kind: state, checkpoint, video, preview, evaluation, change, warning or error.
             step: optimizer steps done.
             text: what happened, for a person.
             more: facts for programs.

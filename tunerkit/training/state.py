@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 from tunerkit import families
 from tunerkit.config.crepa_rules import from_backbone
 from tunerkit.config.precisions import TEXT, UNCHANGED, is_quantised
+from tunerkit.config.rollout_rules import ever
 from tunerkit.errors import CheckpointError
 from tunerkit.files import read_json, write_json
+from tunerkit.methods.crepa_alignment import PROJECTOR
 from tunerkit.methods.crepa_teacher import teacher_identity
 from tunerkit.training.averaging import averages
 from tunerkit.training.export import write_diffusers_lora
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 TRAINED, ALIGNMENT = "trained.safetensors", "alignment.safetensors"
 _MUST_MATCH = ("family", "model_type", "base_model", "optimizer", "adapter", "alignment")
+_MAY_BE_GONE = "alignment"
+"""Must match where the checkpoint and the run both have it: it can be switched off, and on."""
 _SHOULD_MATCH = (
     "seed",
     "batch",
@@ -53,6 +57,8 @@ _SHOULD_MATCH = (
     "clipping",
     "lora_dropout",
     "alignment_weight",
+    "routing",
+    "rollout",
 )
 
 
@@ -82,7 +88,6 @@ class Fingerprint:
                 "batch": [config.train_batch_size, config.gradient_accumulation_steps, processes],
                 "order": _order_facts(config),
                 "samples": {"clips": len(samples), "content": digest.hexdigest()},
-                "learning_rate": _rate_facts(config),
                 "precision": config.mixed_precision,
                 "quantised": _quantised_facts(config),
                 "encoders": _encoder_facts(config),
@@ -90,12 +95,18 @@ class Fingerprint:
                 "conditioning": _conditioning_facts(config),
                 "sound": _sound_facts(config),
                 "noise_levels": [config.flow_schedule_shift, config.flow_schedule_auto_shift],
-                "clipping": [config.max_grad_norm, config.grad_clip_method],
                 "lora_dropout": config.lora_dropout,
                 "adapter": _adapter_facts(config),
-                **_alignment_facts(config),
+                **_changeable_facts(config),
             }
         )
+
+    def changed(self, config: TrainConfig) -> Fingerprint:
+        """That of the same run, from where it goes on with other settings."""
+        facts = {**self.facts, **_changeable_facts(config)}
+        if facts["alignment"] is None:  # switched off: the projector is kept
+            facts["alignment"] = self.facts["alignment"]
+        return Fingerprint(facts)
 
     def compare(self, saved: dict[str, Any], folder: Path) -> list[str]:
         """Warnings about differences that only end exact continuation.
@@ -104,6 +115,8 @@ class Fingerprint:
             CheckpointError: if the checkpoint is of another model or kind of training.
         """
         for key in _MUST_MATCH:
+            if key == _MAY_BE_GONE and None in (saved.get(key), self.facts[key]):
+                continue
             if saved.get(key) != self.facts[key]:
                 raise CheckpointError(
                     f"{folder} was trained with {_words(key)} ({_short(saved.get(key))}), this run has "
@@ -116,6 +129,17 @@ class Fingerprint:
             for key in _SHOULD_MATCH
             if saved.get(key) != self.facts[key]
         ]
+
+
+def _changeable_facts(config: TrainConfig) -> dict[str, Any]:
+    """What of a run can change between two of its steps."""
+    return {
+        "learning_rate": _rate_facts(config),
+        "clipping": [config.max_grad_norm, config.grad_clip_method],
+        **_alignment_facts(config),
+        "routing": _routing_facts(config),
+        "rollout": _rollout_facts(config),
+    }
 
 
 def _conditioning_facts(config: TrainConfig) -> list[Any]:
@@ -186,6 +210,31 @@ def _alignment_facts(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def _routing_facts(config: TrainConfig) -> list[Any] | None:
+    """First block, last block and share of the tokens of each route; None where all tokens pass all blocks."""
+    routes: Any = (config.tread_config or {}).get("routes")
+    keys = ("start_layer_idx", "end_layer_idx", "selection_ratio")
+    return [[route[key] for key in keys] for route in routes] if routes else None
+
+
+def _rollout_facts(config: TrainConfig) -> list[Any] | None:
+    """How samples are rolled out, how many of them, and how those are trained; None where none is."""
+    if not ever(config):
+        return None
+    order = 1 if config.scheduled_sampling_sampler == "euler" else config.scheduled_sampling_order
+    facts: list[Any] = [config.scheduled_sampling_max_step_offset, config.scheduled_sampling_strategy, order]
+    facts.append(config.scheduled_sampling_start_step)
+    if config.scheduled_sampling_ramp_steps:
+        facts += [config.scheduled_sampling_prob_start, config.scheduled_sampling_prob_end]
+        facts += [config.scheduled_sampling_ramp_steps, config.scheduled_sampling_ramp_shape]
+    else:
+        facts.append(config.scheduled_sampling_probability)
+    if config.scheduled_sampling_reflexflow is not False:
+        facts += [config.scheduled_sampling_reflexflow_alpha, config.scheduled_sampling_reflexflow_beta1]
+        facts.append(config.scheduled_sampling_reflexflow_beta2)
+    return facts
+
+
 def _adapter_facts(config: TrainConfig) -> dict[str, Any] | None:
     """What decides how strongly, and on which base, adapter weights act."""
     if config.model_type != "lora":
@@ -218,7 +267,9 @@ def _words(key: str) -> str:
         "clipping": "gradient clipping",
         "adapter": "LoRA settings",
         "alignment": "crepa_enabled, crepa_block_index and the source of its features",
-        "alignment_weight": "the crepa settings of weight, neighbours, threshold or image size",
+        "alignment_weight": "crepa_enabled, or a crepa setting of weight, neighbours, threshold or image size",
+        "routing": "tread_config",
+        "rollout": "a setting of scheduled_sampling",
     }.get(key, key)
 
 
@@ -263,9 +314,13 @@ def read_state(folder: Path, engine: Engine, fingerprint: Fingerprint) -> tuple[
     warnings = fingerprint.compare(state.get("fingerprint", {}), folder)
     engine.weights.load_state(_trained(folder), str(folder))
     if engine.alignment is not None:
-        engine.weights.load_state(load_tensors(folder / ALIGNMENT), str(folder), beside=True)
-        engine.alignment.stop.load_state(state["alignment"])
-    warnings += optimizer_from_files(engine.optimizer, list(engine.weights.optimized), folder)
+        if "alignment" in state:
+            engine.weights.load_state(load_tensors(folder / ALIGNMENT), str(folder), beside=True)
+            engine.alignment.stop.load_state(state["alignment"])
+        else:
+            warnings.append(f"{folder.name} holds no projector of crepa_enabled; it starts anew")
+    names = list(engine.weights.optimized)
+    warnings += optimizer_from_files(engine.optimizer, names, folder, optional=PROJECTOR)
     if engine.scaler is not None and "scaler" in state:
         engine.scaler.load_state_dict(state["scaler"])
     if engine.ema is not None:

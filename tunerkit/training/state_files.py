@@ -113,13 +113,17 @@ def optimizer_to_files(optimizer: Optimizer, names: Sequence[str], folder: str |
     write_json(Path(folder) / VALUES, document)
 
 
-def optimizer_from_files(optimizer: Optimizer, names: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
+def optimizer_from_files(
+    optimizer: Optimizer, names: Sequence[str], folder: str | os.PathLike[str], *, optional: str | None = None
+) -> list[str]:
     """Put a saved state into a fresh optimizer, bit for bit; it then continues as the saved one would have.
 
     Args:
         optimizer: made with the settings of this run, over the same parameters. Its state is replaced.
         names: of its parameters, in the order of its groups.
         folder: where `optimizer_to_files` wrote.
+        optional: parameters whose names begin so may be missing there, and then have no state yet, or stand there for
+            nothing; None = all must be the same.
 
     Returns:
         One line per option whose setting differs from the saved run's; the current setting holds.
@@ -135,10 +139,12 @@ def optimizer_from_files(optimizer: Optimizer, names: Sequence[str], folder: str
         document = read_json(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Fix: resume from an earlier checkpoint.") from error
-    _require_same(optimizer, named, document, path)
+    _require_same(optimizer, named, document, path, optional)
     tensors = load_tensors(Path(folder) / TENSORS)
 
-    state: dict[Tensor, dict[str, Any]] = {named[name]: dict(entries) for name, entries in document["values"].items()}
+    state: dict[Tensor, dict[str, Any]] = {
+        named[name]: dict(entries) for name, entries in document["values"].items() if name in named
+    }
     group_tensors: list[dict[str, Tensor]] = [{} for _ in optimizer.param_groups]
     owner_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for key, tensor in tensors.items():
@@ -146,7 +152,9 @@ def optimizer_from_files(optimizer: Optimizer, names: Sequence[str], folder: str
         if owner.startswith("#group."):
             group_tensors[int(owner.removeprefix("#group."))][entry] = tensor
             continue
-        parameter = named[owner]
+        parameter = named.get(owner)
+        if parameter is None:
+            continue
         placed = _placed(optimizer, owner_of[id(parameter)], parameter, entry, tensor)
         state.setdefault(parameter, {})[entry] = placed
     optimizer.state.clear()
@@ -163,7 +171,9 @@ def optimizer_from_files(optimizer: Optimizer, names: Sequence[str], folder: str
     return list(dict.fromkeys(differences))
 
 
-def _require_same(optimizer: Optimizer, named: Mapping[str, Tensor], document: Any, path: Path) -> None:
+def _require_same(
+    optimizer: Optimizer, named: Mapping[str, Tensor], document: Any, path: Path, optional: str | None
+) -> None:
     """Raise CheckpointError unless the saved optimizer is of this kind and over these parameters."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(
@@ -177,7 +187,10 @@ def _require_same(optimizer: Optimizer, named: Mapping[str, Tensor], document: A
         )
     same = "Fix: resume with the model and adapter settings of the saved run, or start a new run."
     saved: dict[str, Any] = document["parameters"]
+    free = {name for name in {*named, *saved} if optional and name.startswith(optional)}
     for name in [*named, *saved]:
+        if name in free and not (name in saved and name in named):
+            continue
         if name not in saved:
             raise CheckpointError(f"{path}: {name} is trained now, but was not in the saved run. {same}")
         if name not in named:
@@ -185,8 +198,9 @@ def _require_same(optimizer: Optimizer, named: Mapping[str, Tensor], document: A
         if (form := _form(named[name])) != saved[name]:
             before, now = (f"{entry['dtype']} {entry['shape']}" for entry in (saved[name], form))
             raise CheckpointError(f"{path}: {name} is {now} now and was {before} in the saved run. {same}")
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    saved_sizes = [len(group["parameters"]) for group in document["groups"]]
+    left_out = {id(parameter) for name, parameter in named.items() if name in free}
+    sizes = [sum(id(parameter) not in left_out for parameter in group["params"]) for group in optimizer.param_groups]
+    saved_sizes = [sum(name not in free for name in group["parameters"]) for group in document["groups"]]
     if sizes != saved_sizes:
         raise CheckpointError(
             f"{path}: parameter groups of {saved_sizes} were saved, and there are {sizes} now. {same}"

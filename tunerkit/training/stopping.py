@@ -1,11 +1,20 @@
-"""Turning Ctrl-C, a notebook's stop button and SIGTERM into a request to stop between two steps."""
+"""Requests between two steps: Ctrl-C, a notebook's stop button and SIGTERM to stop there, control.json to wait."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tunerkit.running.control import Orders
+
+if TYPE_CHECKING:
+    from tunerkit.training.run_folder import RunFolder
+
+PAUSE_SECONDS = 0.5
 
 
 class StopRequest:
@@ -34,3 +43,21 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+
+
+def next_orders(folder: RunFolder, stop_asked: Callable[[], bool], step: int, total: int) -> Orders:
+    """What is asked for now; waits while control.json asks for nothing but a pause.
+
+    Args:
+        folder: the run's.
+        stop_asked: whether something else asks the run to stop.
+        step, total: optimizer steps done, and of the whole run.
+    """
+    while True:
+        orders = folder.orders()
+        if stop_asked():
+            return Orders("stop")
+        if orders.mode != "pause" or orders.requests:
+            return orders
+        folder.status("paused", step, total)
+        time.sleep(PAUSE_SECONDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -12,32 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 import tunerkit.families as families
 from tunerkit.cache.build import Progress
-from tunerkit.cache.store import CacheEntryError
 from tunerkit.data.report import DatasetReport
 from tunerkit.devices import free_memory, run_device
-from tunerkit.errors import CheckpointError, ConfigError, TunerkitError
+from tunerkit.errors import TunerkitError
 from tunerkit.project import resolve
-from tunerkit.reporting.starting import check_reporting, start_reporting
+from tunerkit.reporting.starting import start_reporting
 from tunerkit.running.control import Orders
-from tunerkit.training.checkpoints import find_checkpoint, remove_temporary, save_checkpoint
+from tunerkit.training.checking import changed_settings, check_settings
+from tunerkit.training.checkpoints import remove_temporary
 from tunerkit.training.evaluation_plan import EvaluationPlan
-from tunerkit.training.failures import explained_memory, told_failures
+from tunerkit.training.failures import explained_memory, saved_without_cache, told_failures
 from tunerkit.training.loaded import Loaded, load
 from tunerkit.training.optimizers import step_rate
 from tunerkit.training.preparing import cached_samples
 from tunerkit.training.results import StepResult
 from tunerkit.training.run_folder import RunFolder
 from tunerkit.training.schedules import learning_rate
-from tunerkit.training.stopping import StopRequest
+from tunerkit.training.stopping import StopRequest, next_orders
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
     from tunerkit.training.export import LoraFormat
-    from tunerkit.validation.previews import Preview
+    from tunerkit.validation.previews import Preview, PreviewDecoder
     from tunerkit.validation.render import Rendering
 
 logger = logging.getLogger("tunerkit")
-PAUSE_SECONDS = 0.5
 
 
 class Trainer:
@@ -61,31 +59,18 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = resolve(config)
         self.family = families.get(str(self.config.model_family))
-        self._check_before_loading()
+        check_settings(self.config, self.family)
         self.report: DatasetReport | None = None
         self.global_step = 0
         self._state: Loaded | None = None
         self._stop_asked = False
         self.on_preview: Callable[[Preview], object] | None = None
         """Called with each preview of a video that is being rendered (`validation_preview`)."""
+        self.preview_decoder: PreviewDecoder | None = None
+        """Makes the pictures of previews from estimated latents, for example a Tiny AutoEncoder; see
+        `tunerkit.validation.previews.PreviewDecoder`. None = rough colours that are fitted to a few clips."""
         self._evaluations = EvaluationPlan.of(self.config)
         self._trained = 0.0  # seconds of this process's steps
-
-    def _check_before_loading(self) -> None:
-        from tunerkit.config.memory_rules import folder_problems, process_problems
-        from tunerkit.training.optimizers import check_optimizer
-        from tunerkit.validation.render import check_rendering
-
-        problems = [
-            *check_optimizer(self.config),
-            *process_problems(self.config),
-            *folder_problems(self.config),
-            *check_reporting(self.config),
-        ]
-        if not self.config.validation_disable:
-            problems += check_rendering(self.config, self.family)
-        if problems:
-            raise ConfigError(problems)
 
     # Preparation -----------------------------------------------------------------------------------------------
 
@@ -231,12 +216,13 @@ class Trainer:
         if count is not None and (not isinstance(count, int) or count < 0):
             raise TunerkitError(f"steps({count!r}): the number of steps must be a whole number from 0. Fix: steps(100)")
         self._stop_asked = False
-        last = self.total_steps if count is None else min(self.total_steps, self.global_step + count)
-        with StopRequest() as stop, self._told_failures():
-            if self.global_step < last:
+        last = None if count is None else self.global_step + count
+        told = told_failures(self.loaded.folder, self.config, main=self.loaded.is_main)
+        with StopRequest() as stop, told, saved_without_cache(self.save_checkpoint):
+            if self._goes_on(last):
                 self._render_base_model()
                 self._evaluate_if(evaluate)
-            while self.global_step < last:
+            while self._goes_on(last):
                 orders, interrupted = self.loaded.agree((self._next_orders(stop), stop.requested))
                 if interrupted or orders.mode == "stop":
                     self._save_and_rest()
@@ -252,17 +238,9 @@ class Trainer:
             if self.done:
                 self.finish()
 
-    @contextlib.contextmanager
-    def _told_failures(self) -> Iterator[None]:
-        """Leave the reason of a failure in status.json, for whoever watches the folder."""
-        with told_failures(self.loaded.folder, self.config, main=self.loaded.is_main):
-            try:
-                yield
-            except CacheEntryError as error:  # the weights are those of the last whole step: keep them
-                path = self.save_checkpoint()
-                raise CacheEntryError(
-                    f"{str(error).rstrip('.')}. The training up to step {self.global_step} is saved in {path.name}"
-                ) from error
+    def _goes_on(self, last: int | None) -> bool:
+        """Whether there is a step to do up to `last`; the length of the run may change on the way."""
+        return not self.done and (last is None or self.global_step < last)
 
     def _after_step(self, result: StepResult, requests: Collection[str]) -> StepResult:
         """Save and render what is due after a step, or was asked for."""
@@ -304,15 +282,8 @@ class Trainer:
         """What `stop()` or control.json asks for; waits while that is only a pause. Only the main process looks."""
         if not self.loaded.is_main:
             return Orders()
-        folder = self.loaded.folder
-        while True:
-            orders = folder.orders()
-            if stop.requested or self._stop_asked:
-                return Orders("stop")
-            if orders.mode != "pause" or orders.requests:
-                return orders
-            folder.status("paused", self.global_step, self.total_steps)
-            time.sleep(PAUSE_SECONDS)
+        folder, total = self.loaded.folder, self.total_steps
+        return next_orders(folder, lambda: stop.requested or self._stop_asked, self.global_step, total)
 
     def stop(self) -> None:
         """Ask `steps()` to end after the running step, with a checkpoint; for buttons and other threads."""
@@ -326,25 +297,41 @@ class Trainer:
             self.loaded.folder.status("stopped", self.global_step, self.total_steps)
             logger.warning("stopped after step %d; saved %s", self.global_step, path)
 
+    def change(self, **settings: Any) -> dict[str, Any]:
+        """Go on with other settings from the next step on; also inside a loop over `steps()`.
+
+            trainer.change(tread_config=None)  # all tokens pass all blocks
+            trainer.change(crepa_lambda=0.2, scheduled_sampling_max_step_offset=25)
+
+        That can be the routes, the weight, threshold and neighbours of an alignment, and whether there is one where
+        the trainer was prepared with it, the rollout, learning rate and schedule, gradient clipping, the length of the
+        run, and how often it saves, validates and evaluates. The training is then, to the bit, that of a run which
+        resumes here with these settings. `config` and config.json in the output folder have them, for that run too;
+        the notes of `config` say which of them have no effect.
+
+        Several processes that train together must all call it.
+
+        Returns:
+            what is different now: setting -> value.
+
+        Raises:
+            ConfigError: all problems of the result, and every setting that cannot change, at once; nothing is changed.
+            OSError: config.json cannot be written; nothing is changed.
+        """
+        loaded = self.loaded
+        has_projector = loaded.engine.alignment is not None
+        config, new = changed_settings(self.config, self.family, settings, has_projector=has_projector)
+        if new:
+            loaded.change(config, new, self.global_step)
+            self.config = config
+            self._evaluations.change(config)
+        return new
+
     # Checkpoints and results -----------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path:
         """Write `checkpoint-<step>` whole or not at all, then prune to `checkpoints_total_limit`."""
-        from tunerkit.training.state import write_state
-
-        loaded, step = self.loaded, self.global_step
-        path = loaded.folder.path / f"checkpoint-{step}"
-        if loaded.is_main:
-            with loaded.folder.meanwhile("saving"):
-                path = save_checkpoint(
-                    loaded.folder.path,
-                    step,
-                    lambda folder: write_state(folder, loaded.engine, step, loaded.fingerprint),
-                    self.config.checkpoints_total_limit,
-                )
-            loaded.folder.event("checkpoint", step, f"saved {path.name}", path=path.name)
-        loaded.wait()
-        return path
+        return self.loaded.save(self.global_step)
 
     def load_checkpoint(self, which: str | Path = "latest", *, missing_ok: bool = False) -> int:
         """Restore a checkpoint: the number of steps done.
@@ -356,40 +343,12 @@ class Trainer:
         Raises:
             CheckpointError: if it is missing, damaged, or of another model.
         """
-        from tunerkit.training.state import read_state
-
-        loaded = self.loaded
-        path, warnings = find_checkpoint(loaded.folder.path, which)
-        step = 0
-        if path is not None:
-            step, more = read_state(path, loaded.engine, loaded.fingerprint)
-            warnings = [*warnings, *more]
-        elif not missing_ok:
-            raise CheckpointError(f"{loaded.folder.path} holds no whole checkpoint. Fix: train first, or name one")
-        for warning in warnings:
-            logger.warning("%s", warning)
-        self.global_step = step
-        loaded.metrics_continue = False
-        return step
+        self.global_step = self.loaded.restore(which, missing_ok=missing_ok)
+        return self.global_step
 
     def validate(self) -> list[Rendering]:
         """Render every validation prompt with the current weights; out of memory is reported, not raised."""
-        loaded = self.loaded
-        renderings = []
-        if loaded.is_main:
-            loaded.renderer.previews.listener = self._tell_preview
-            with loaded.folder.meanwhile("validating"):
-                renderings = loaded.renderer.round(loaded.engine, self.global_step)
-            for rendering in renderings:
-                name = rendering.path.relative_to(loaded.renderer.folder.parent).as_posix()
-                loaded.folder.event("video", self.global_step, f"rendered {rendering.nickname}", path=name)
-        loaded.wait()
-        return renderings
-
-    def _tell_preview(self, preview: Preview) -> None:
-        self.loaded.folder.preview(preview)
-        if self.on_preview is not None:
-            self.on_preview(preview)
+        return self.loaded.validate(self.global_step, self.on_preview, self.preview_decoder)
 
     def evaluation_loss(self) -> float:
         """Loss at fixed samples, noise levels and noise: comparable between steps; logged to evaluation.jsonl.
@@ -417,16 +376,7 @@ class Trainer:
 
         With EMA, its weights are written beside them (`ema_lora_weights.safetensors` or `transformer_ema/`).
         """
-        from tunerkit.training.export import write_final
-
-        loaded = self.loaded
-        path = loaded.folder.path
-        if loaded.is_main:
-            path = write_final(loaded.engine, loaded.folder.path)
-            loaded.folder.listeners.tell("result", path)
-            loaded.folder.status("done", self.global_step, self.total_steps)
-        loaded.wait()
-        return path
+        return self.loaded.finish(self.global_step, self.total_steps)
 
     def close(self) -> None:
         """Free the model's memory and the output folder. A closed trainer may be prepared again."""

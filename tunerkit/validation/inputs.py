@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import Family, SoundFormat
+    from tunerkit.families.base import Family
+    from tunerkit.families.facts import SoundFormat
 
 
 @dataclass(frozen=True)

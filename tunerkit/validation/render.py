@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from tunerkit.cache.entries import Cache
     from tunerkit.config.settings import TrainConfig
     from tunerkit.data.samples import Sample
-    from tunerkit.families.base import Family, TextKind
+    from tunerkit.families.base import Family
+    from tunerkit.families.facts import TextKind
     from tunerkit.training.engine import Engine
 
 logger = logging.getLogger("tunerkit")

@@ -20,6 +20,7 @@ from tunerkit_widgets.evaluation_view import show_evaluation
 from tunerkit_widgets.gallery import ValidationGallery
 from tunerkit_widgets.history import TrainingHistory, smoothed, tenths
 from tunerkit_widgets.loss_plot import loss_png
+from tunerkit_widgets.methods_view import show_methods
 from tunerkit_widgets.plan_view import show_plan
 from tunerkit_widgets.projects import guided_form, new_project
 from tunerkit_widgets.run_list import RunList
@@ -54,6 +55,7 @@ __all__ = [
     "quiet_libraries",
     "show_evaluation",
     "show_files",
+    "show_methods",
     "show_plan",
     "show_sound",
     "show_videos",

@@ -29,6 +29,7 @@ _OTHER_NAMES = frozenset({"max_train_steps", "num_train_epochs", "learning_rate"
 PHASES = {
     "text encoding": "memory.text_encoding",
     "clip encoding": "memory.clip_encoding",
+    "feature encoding": "memory.feature_encoding",
     "loading": "memory.loading",
     "training step": "memory.training_step",
     "validation": "memory.validation",

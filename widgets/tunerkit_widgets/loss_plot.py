@@ -27,8 +27,11 @@ PARTS_INCHES = 2.0
 DPI = 90
 COLOURS = 128
 RAW, SMOOTH, EVALUATION = "#9ecae1", "#1f6fb4", "#d95f02"
-PARTS = (("#a1d99b", "#238b45"), ("#d4b9da", "#88419d"), ("#cccccc", "#555555"))
-"""(raw, smoothed) of each part."""
+PARTS = (
+    ("#a1d99b", "#238b45"), ("#d4b9da", "#88419d"), ("#cccccc", "#555555"), ("#fdd0a2", "#b8860b"),
+    ("#9edae5", "#17a2b8"), ("#f4a6a6", "#c0392b"), ("#c7c7ff", "#5b5bd6"), ("#e0c7b0", "#8c564b"),
+)  # fmt: skip
+"""(raw, smoothed) of each part; picture and sound with an alignment and a rollout have eight."""
 INK = "#858585"
 """Letters and axes: read as well on white as on black, for the picture has no background of its own."""
 RAW_ALPHA = 0.75

@@ -60,9 +60,11 @@ def _seconds_words(plan: tk.Plan) -> str:
     """How long a step takes; empty where the GPU's speed is not known."""
     if plan.gpu is None or plan.seconds is None:
         return ""
-    return text("memory.seconds", gpu=plan.gpu.name, typical=_time(plan.seconds.typical), low=_time(plan.seconds.low))
+    return text(
+        "memory.seconds", gpu=plan.gpu.name, typical=time_words(plan.seconds.typical), low=time_words(plan.seconds.low)
+    )
 
 
-def _time(seconds: float) -> str:
+def time_words(seconds: float) -> str:
     """Two digits below a minute."""
     return duration(seconds) if seconds >= 60 else f"{seconds:.2g} s"

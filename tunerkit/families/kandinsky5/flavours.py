@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunerkit.families.base import Flavour
+from tunerkit.families.facts import Flavour
 
 DISTILLED = (
     "it is distilled for sampling {how}, and training would undo that. Fix: train {instead}, and load the adapter into "

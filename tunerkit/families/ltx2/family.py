@@ -14,9 +14,10 @@ from tunerkit.config.precisions import text_precisions
 from tunerkit.config.tread_rules import check_routes
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import ModelError, Note, Problem
-from tunerkit.families.base import Component, Family, Flavour, PublishedComponent, SoundFormat, TextKind
+from tunerkit.families.base import Family
 from tunerkit.families.batch import Batch
 from tunerkit.families.checkpoint_files import require_class
+from tunerkit.families.facts import Component, Flavour, PublishedComponent, SoundFormat, TextKind
 from tunerkit.families.ltx2 import checkpoint as files
 from tunerkit.families.prediction import Prediction
 from tunerkit.families.rendering import Rendered, RenderRequest

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunerkit.families.base import PublishedComponent
+from tunerkit.families.facts import PublishedComponent
 
 Table = Mapping[PublishedComponent, Mapping[str, Any]]
 

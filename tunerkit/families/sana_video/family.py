@@ -15,8 +15,9 @@ from tunerkit.config.tread_rules import check_routes
 from tunerkit.dtypes import text_dtype, torch_dtype
 from tunerkit.errors import Note, Problem
 from tunerkit.families import checkpoint_files as files
-from tunerkit.families.base import Family, Flavour, PublishedComponent, TextKind
+from tunerkit.families.base import Family
 from tunerkit.families.batch import Batch
+from tunerkit.families.facts import Flavour, PublishedComponent, TextKind
 from tunerkit.families.prediction import Prediction
 from tunerkit.families.rendering import Rendered, RenderRequest
 

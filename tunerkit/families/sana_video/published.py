@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunerkit.families.base import PublishedComponent
+from tunerkit.families.facts import PublishedComponent
 
 TABLE: Mapping[PublishedComponent, Mapping[str, Any]] = {
     "transformer": {"_class_name": "SanaVideoTransformer3DModel", "mlp_ratio": 3.0},

@@ -14,7 +14,7 @@ from tunerkit.families.text_files import load_text_model
 
 if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
-    from tunerkit.families.base import TextKind
+    from tunerkit.families.facts import TextKind
 
 TOKENS = 300
 """Text positions that the transformer attends to."""
