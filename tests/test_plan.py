@@ -139,6 +139,15 @@ def test_what_the_optimizer_has_in_ram_is_not_on_the_gpu() -> None:
     assert in_ram.host > beside.host + state
 
 
+def test_what_waits_on_disk_takes_no_ram(tmp_path: Path) -> None:
+    in_ram = tk.plan(published(tmp_path, enable_group_offload=True))
+    on_disk = tk.plan(published(tmp_path, enable_group_offload=True, group_offload_to_disk_path=str(tmp_path)))
+    blocks = in_ram.phase("training step").ram
+    assert (in_ram.disk.offloaded, on_disk.phase("training step").ram) == (0, 0)
+    assert on_disk.disk.offloaded == on_disk.disk.total - in_ram.disk.total == blocks > 3 * GIB
+    assert f"{blocks / GIB:.2f} GiB of weights in group_offload_to_disk_path" in str(on_disk)
+
+
 def test_verify_does_a_real_step_of_a_project(project: Path) -> None:
     """The batch is read from the cache, and the plan is of that batch."""
     config = tk.load_config(project / "config.json", validation_disable=True, train_batch_size=2)

@@ -320,7 +320,8 @@ def _disk(
         cache = sum(latent_bytes(stand, config, sample) for sample in samples) + text * len(texts)
     limit = config.checkpoints_total_limit
     made = -(-(config.max_train_steps or 0) // config.checkpoint_step_interval) or 1
-    return DiskPlan(download, cache, checkpoint_bytes(config, step), min(made, limit) if limit else made)
+    checkpoints = min(made, limit) if limit else made
+    return DiskPlan(download, cache, checkpoint_bytes(config, step), checkpoints, step.on_disk)
 
 
 def _download(config: TrainConfig, family: Family) -> int:

@@ -51,16 +51,18 @@ class DiskPlan:
         cache: latents, sound, features and texts of all clips; None where the clips are not known.
         checkpoint: one checkpoint.
         checkpoints: how many are kept at most.
+        offloaded: weights in `group_offload_to_disk_path`, while the run goes on.
     """
 
     download: int
     cache: int | None
     checkpoint: int
     checkpoints: int
+    offloaded: int = 0
 
     @property
     def total(self) -> int:
-        return self.download + (self.cache or 0) + self.checkpoint * self.checkpoints
+        return self.download + (self.cache or 0) + self.checkpoint * self.checkpoints + self.offloaded
 
 
 @dataclass(frozen=True)

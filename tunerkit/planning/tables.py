@@ -72,7 +72,8 @@ def _remarks(plan: Plan) -> Iterator[str]:
     disk = plan.disk
     cache = "clips not counted" if disk.cache is None else f"{size(disk.cache)} of cached clips and texts"
     many = f"{disk.checkpoints} checkpoint{'' if disk.checkpoints == 1 else 's'} of {size(disk.checkpoint)}"
-    yield f"On disk: {size(disk.download)} to download, {cache}, {many}."
+    waiting = f", {size(disk.offloaded)} of weights in group_offload_to_disk_path" if disk.offloaded else ""
+    yield f"On disk: {size(disk.download)} to download, {cache}, {many}{waiting}."
     if plan.gpu is not None:
         yield f"A step on {plan.gpu.name}: {plan.seconds}."
         if not plan.gpu.bf16 and plan.config.mixed_precision == "bf16":

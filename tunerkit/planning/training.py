@@ -42,6 +42,7 @@ class TracedStep:
         micro_batches: how many were traced, of all.
         of: micro-batches of the step.
         seldom: of the work of the segments, what an average step does not do.
+        on_disk: bytes of weights that wait on disk.
     """
 
     segments: tuple[Segment, ...]
@@ -49,6 +50,7 @@ class TracedStep:
     micro_batches: int
     of: int
     seldom: Work = field(default_factory=Work)
+    on_disk: int = 0
 
     @property
     def largest(self) -> Segment:
@@ -111,8 +113,9 @@ def _traced(
         segments, host = trace(depth)
     else:
         segments, host = _extrapolated(trace(few), trace(more), few, more, depth)
+    in_ram, on_disk = (0, host) if on_disk else (host, 0)
     count = config.gradient_accumulation_steps
-    return TracedStep(tuple(segments), 0 if on_disk else host, min(count, MOST_MICRO_BATCHES), count)
+    return TracedStep(tuple(segments), in_ram, min(count, MOST_MICRO_BATCHES), count, on_disk=on_disk)
 
 
 def _aligned_within(config: TrainConfig, blocks: int) -> TrainConfig:
