@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV); this takes some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[workbench,demo,optimi,dev]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[workbench,demo,optimi,prodigy,schedulefree,tensorboard,dev]'
 	@touch $@
 
 # Always trains from the start: an earlier demo's output is removed, its clips, cache and settings stay.

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from method_models import Batches, Size, same, trained
 from method_models import engine_of as any_engine_of
+from widget_messages import wait
 
 import tunerkit as tk
 from tunerkit.errors import CheckpointError, ConfigError
@@ -312,3 +314,42 @@ def test_the_length_of_a_run_changes_while_it_is_stepped(
             trainer.change(learning_rate=1.0)
         assert trainer.config is before
         assert trainer.loaded.engine.config is before
+
+
+def test_a_run_goes_on_with_settings_that_another_program_asks_for(make_config: MakeConfig) -> None:
+    aligned = {"crepa_feature_source": "backbone", "crepa_block_index": 0, "crepa_teacher_block_index": 1}
+    trainer = tk.Trainer(make_config(max_train_steps=50, **aligned)).prepare()
+    run = tk.attach(trainer.config.output_path)
+    run.pause()
+    refused: list[str] = []
+
+    def person() -> None:
+        try:
+            change()
+        finally:
+            run.resume()
+
+    def change() -> None:
+        wait(lambda: run.status.state == "paused")
+        with pytest.raises(tk.ConfigError, match=r"lora_rank = 3: cannot change(.|\n)*learning_rate = -1"):
+            run.change(lora_rank=3, learning_rate=-1)
+        assert run.change(learning_rate=3e-4) == {"learning_rate": 3e-4}
+        wait(lambda: run.config.learning_rate == 3e-4)
+        run.change(crepa_enabled=True)  # which needs what is not loaded
+        run.change(max_train_steps=2)
+        wait(lambda: run.config.max_train_steps == 2)
+        refused.extend(event["text"] for event in run.events() if event["kind"] == "warning")
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    results = list(trainer.steps())
+    thread.join()
+    trainer.close()
+    assert [result.lr for result in results] == [3e-4, 3e-4]
+    assert [event["settings"] for event in run.events() if event["kind"] == "change"] == [
+        {"learning_rate": 3e-4}, {"max_train_steps": 2},
+    ]  # fmt: skip
+    assert len(refused) == 1
+    assert "crepa_enabled = True: needs a projector" in refused[0]
+    with pytest.raises(tk.TunerkitError, match="no training is running"):
+        run.change(learning_rate=1e-4)

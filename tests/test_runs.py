@@ -21,7 +21,7 @@ import pytest
 import tunerkit as tk
 from tunerkit.cli import main
 from tunerkit.running import json_files, status
-from tunerkit.running.control import Control, Orders, write_command
+from tunerkit.running.control import Control, Orders, write_change, write_command
 from tunerkit.running.json_files import JsonLines, JsonLinesWriter
 from tunerkit.running.processes import is_running, process_started
 from tunerkit.running.status import StatusWriter, read_status
@@ -239,6 +239,18 @@ def test_no_request_is_lost_and_each_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "control.json").write_text('{"command": "save"}')  # as a person writes it
     assert control.orders() == Orders("run", frozenset({"save"}))
     assert control.orders() == Orders()
+
+
+def test_no_change_of_settings_is_lost_and_each_is_reported_once(tmp_path: Path) -> None:
+    control = Control(tmp_path)
+    write_change(tmp_path, {"crepa_lambda": 0.1})
+    write_command(tmp_path, "save")
+    write_change(tmp_path, {"crepa_lambda": 0.2, "tread_config": None})
+    both = ({"crepa_lambda": 0.1}, {"crepa_lambda": 0.2, "tread_config": None})
+    assert control.orders() == Orders("run", frozenset({"save"}), both)
+    assert control.orders() == Orders()
+    write_change(tmp_path, {"seed": 1})
+    assert control.orders() == Orders(changes=({"seed": 1},))
 
 
 def test_stop_ends_the_encoding(tmp_path: Path) -> None:

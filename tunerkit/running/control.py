@@ -1,15 +1,15 @@
 """control.json: what a person or a button asks a running training to do.
 
-    {"command": "pause", "requests": {"save": 2, "validate": 1}, "time": 1700000000.0}
+    {"command": "pause", "requests": {"save": 2, "validate": 1}, "changes": [{"crepa_lambda": 0.1}], "time": 1.7e9}
 
-`command` holds until another one is written; `requests` counts how often something was asked for, so that none is lost
-when several are written between two steps.
+`command` holds until another one is written; `requests` counts how often something was asked for, and `changes` has all
+the settings that the run was asked to go on with, so that none is lost when several are written between two steps.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,14 +24,16 @@ REQUESTS = ("save", "validate")
 
 @dataclass(frozen=True)
 class Orders:
-    """What is asked for: `mode` is run, pause or stop; `requests` are save, validate, both or none."""
+    """What is asked for: `mode` is run, pause or stop; `requests` are save, validate, both or none; `changes` are
+    settings to go on with, one set after the other."""
 
     mode: str = "run"
     requests: frozenset[str] = frozenset()
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 class Control:
-    """Reads control.json for a run; each request is reported once.
+    """Reads control.json for a run; each request and each change is reported once.
 
     Args:
         folder: the run's output folder.
@@ -39,24 +41,33 @@ class Control:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / CONTROL_FILE
-        self._seen: dict[str, int] = {}
+        self._seen = _Asked()
 
     def orders(self) -> Orders:
         """What is asked for now; a file that is missing or damaged asks for nothing."""
-        mode, counts = _read(self._path)
-        new = {name for name in REQUESTS if counts.get(name, 0) > self._seen.get(name, 0)}
-        self._seen = counts
-        return Orders(mode, frozenset(new))
+        asked, seen = _read(self._path), self._seen
+        new = {name for name in REQUESTS if asked.counts.get(name, 0) > seen.counts.get(name, 0)}
+        self._seen = asked
+        return Orders(asked.mode, frozenset(new), asked.changes[len(seen.changes) :])
 
     @property
     def stop_asked(self) -> bool:
         """Whether the run is to end; requests stay unread."""
-        return _read(self._path)[0] == "stop"
+        return _read(self._path).mode == "stop"
 
     def clear(self) -> None:
         """Forget what was asked for."""
         self._path.unlink(missing_ok=True)
-        self._seen = {}
+        self._seen = _Asked()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """All that control.json has: the mode, how often each thing was asked for, and all changes."""
+
+    mode: str = "run"
+    counts: dict[str, int] = field(default_factory=dict)
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 def write_command(folder: Path, command: Command) -> None:
@@ -65,21 +76,37 @@ def write_command(folder: Path, command: Command) -> None:
     Raises:
         OSError: control.json cannot be written.
     """
-    path = folder / CONTROL_FILE
-    mode, counts = _read(path)
+    asked = _read(folder / CONTROL_FILE)
     if command in REQUESTS:
-        counts = {**counts, command: counts.get(command, 0) + 1}
+        _write(folder, replace(asked, counts={**asked.counts, command: asked.counts.get(command, 0) + 1}))
     else:
-        mode = command
-    write_json(path, {"command": mode, "requests": counts, "time": time.time()})
+        _write(folder, replace(asked, mode=command))
 
 
-def _read(path: Path) -> tuple[str, dict[str, int]]:
-    """The mode, and how often each thing was asked for; `{"command": "save"}` written by hand counts as once."""
+def write_change(folder: Path, settings: dict[str, Any]) -> None:
+    """Ask the run in `folder` to go on with other settings.
+
+    Args:
+        settings: setting -> value, as JSON can have it.
+
+    Raises:
+        OSError: control.json cannot be written.
+    """
+    asked = _read(folder / CONTROL_FILE)
+    _write(folder, replace(asked, changes=(*asked.changes, settings)))
+
+
+def _write(folder: Path, asked: _Asked) -> None:
+    row = {"command": asked.mode, "requests": asked.counts, "changes": list(asked.changes), "time": time.time()}
+    write_json(folder / CONTROL_FILE, row)
+
+
+def _read(path: Path) -> _Asked:
+    """What is asked for; `{"command": "save"}` written by hand counts as once."""
     row: dict[str, Any] = read_object(path) or {}
-    command = row.get("command")
-    given = row.get("requests")
+    command, given, changes = row.get("command"), row.get("requests"), row.get("changes")
     counts = {name: n for name, n in given.items() if isinstance(n, int)} if isinstance(given, dict) else {}
     if command in REQUESTS:
         counts[str(command)] = counts.get(str(command), 0) + 1
-    return (str(command) if command in MODES else "run"), counts
+    settings = tuple(one for one in changes if isinstance(one, dict)) if isinstance(changes, list) else ()
+    return _Asked(str(command) if command in MODES else "run", counts, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Callable
@@ -111,8 +112,32 @@ class Run:
         """Render the validation prompts after the running step."""
         self._send("validate")
 
-    def _send(self, command: Command) -> None:
-        """Leave a command in control.json.
+    def change(self, **settings: Any) -> dict[str, Any]:
+        """Go on with other settings after the running step; `tk.Trainer.change` says which can be.
+
+            run.change(crepa_lambda=0.1, tread_config=None)
+
+        They are checked here, and once more by the run, which knows its model; a refusal then is a warning of the run.
+        `config` has them as soon as the run goes by them, and a later `tk.start` has to be given them, too.
+
+        Returns:
+            what is asked for: setting -> value.
+
+        Raises:
+            ConfigError: all problems of the result, and every setting that cannot change, at once; nothing is changed.
+            TunerkitError: if nothing runs there.
+        """
+        from tunerkit import families
+        from tunerkit.training.checking import changed_settings
+
+        config = self.config
+        changed_settings(config, families.get(str(config.model_family)), settings, has_projector=True)
+        asked = json.loads(json.dumps(settings, default=str))
+        self._send(asked)
+        return asked
+
+    def _send(self, command: Command | dict[str, Any]) -> None:
+        """Leave a command, or settings to go on with, in control.json.
 
         Raises:
             TunerkitError: if nothing runs there.

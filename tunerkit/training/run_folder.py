@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tunerkit.errors import TunerkitError
 from tunerkit.files import write_atomically
 from tunerkit.reporting.listening import Listeners
-from tunerkit.running.control import Command, Control, Orders, write_command
+from tunerkit.running.control import Command, Control, Orders, write_change, write_command
 from tunerkit.running.json_files import JsonLines, JsonLinesWriter
 from tunerkit.running.locks import FileLock
 from tunerkit.running.memory import measured_memory
@@ -242,7 +242,7 @@ class RunFolder:
             self.event("state", self.step, state)
 
     def orders(self) -> Orders:
-        """What control.json asks for; "save" and "validate" are reported once."""
+        """What control.json asks for; "save", "validate" and changes of settings are reported once."""
         return self._control.orders()
 
     @property
@@ -266,8 +266,8 @@ class _WarningEvents(logging.Handler):
         self._folder.event("warning", self._folder.step, record.getMessage())
 
 
-def send_command(output_dir: str | Path, command: Command) -> None:
-    """Tell the run in `output_dir` what to do; it looks once per step.
+def send_command(output_dir: str | Path, command: Command | dict[str, Any]) -> None:
+    """Tell the run in `output_dir` what to do, or which settings to go on with; it looks once per step.
 
     Raises:
         TunerkitError: if there is no run, or control.json cannot be written.
@@ -276,7 +276,10 @@ def send_command(output_dir: str | Path, command: Command) -> None:
     if not (folder / STATUS_FILE).is_file():
         raise TunerkitError(f"{folder} holds no run (no status.json). Fix: give the output_dir of a started run")
     try:
-        write_command(folder, command)
+        if isinstance(command, dict):
+            write_change(folder, command)
+        else:
+            write_command(folder, command)
     except OSError as error:
         raise TunerkitError(
             f"{folder / 'control.json'} cannot be written ({error.strerror}). Fix: make space, or allow writing there"

@@ -57,7 +57,7 @@ def next_orders(folder: RunFolder, stop_asked: Callable[[], bool], step: int, to
         orders = folder.orders()
         if stop_asked():
             return Orders("stop")
-        if orders.mode != "pause" or orders.requests:
+        if orders.mode != "pause" or orders.requests or orders.changes:
             return orders
         folder.status("paused", step, total)
         time.sleep(PAUSE_SECONDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,12 +224,13 @@ class Trainer:
                 self._evaluate_if(evaluate)
             while self._goes_on(last):
                 orders, interrupted = self.loaded.agree((self._next_orders(stop), stop.requested))
+                self._take(orders.changes)
                 if interrupted or orders.mode == "stop":
                     self._save_and_rest()
                     if interrupted:
                         raise KeyboardInterrupt
                     return
-                if orders.mode == "pause":  # with something to do meanwhile
+                if orders.mode == "pause" or not self._goes_on(last):  # with something to do all the same
                     self._fulfil(orders.requests)
                     continue
                 result = self._after_step(self.step(), orders.requests)
@@ -306,10 +307,8 @@ class Trainer:
         That can be the routes, the weight, threshold and neighbours of an alignment, and whether there is one where
         the trainer was prepared with it, the rollout, learning rate and schedule, gradient clipping, the length of the
         run, and how often it saves, validates and evaluates. The training is then, to the bit, that of a run which
-        resumes here with these settings. `config` and config.json in the output folder have them, for that run too;
-        the notes of `config` say which of them have no effect.
-
-        Several processes that train together must all call it.
+        resumes here with these settings. `config` and config.json have them, for that run too. Several processes that
+        train together must all call it.
 
         Returns:
             what is different now: setting -> value.
@@ -326,6 +325,14 @@ class Trainer:
             self.config = config
             self._evaluations.change(config)
         return new
+
+    def _take(self, changes: Sequence[dict[str, Any]]) -> None:
+        """Go on with settings that control.json asks for; what is refused is told, and the training goes on."""
+        for settings in changes:
+            try:
+                self.change(**settings)
+            except (TunerkitError, OSError) as error:
+                logger.warning("settings were to change, and stay as they are: %s", error)
 
     # Checkpoints and results -----------------------------------------------------------------------------------
 
