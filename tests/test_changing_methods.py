@@ -158,7 +158,7 @@ def test_what_cannot_change_is_refused_with_all_other_problems(make_config: Make
     problems = {problem.key: problem.message for problem in refused.value.problems}
     fixed = {key for key, message in problems.items() if message == "cannot change while the run is loaded"}
     assert fixed == {"seed", "adam_beta1", "--train-batch-size", "datasets.demo.video.num_frames"}
-    assert "of at least 0" in problems["crepa_lambda"]
+    assert "from 0 to 10000" in problems["crepa_lambda"]
     assert "no such setting" in problems["lerning_rate"]
     for settings, key, message in (
         (ALIGNED, "crepa_block_index", "cannot change"),
@@ -189,6 +189,11 @@ def test_a_checkpoint_tells_of_other_routes_and_rollouts(make_config: MakeConfig
     plain = Fingerprint.of(tk.resolve(make_config()), [], 1)
     old = {key: value for key, value in plain.facts.items() if key not in ("routing", "rollout")}
     assert plain.compare(old, tmp_path) == []  # of before there were any
+    other = Fingerprint.of(tk.resolve(make_config(eval_timesteps=3)), [], 1)
+    [warning] = other.compare(plain.facts, tmp_path)
+    assert "evaluation settings changed" in warning
+    assert "cannot be compared" in warning
+    assert other.compare({key: value for key, value in plain.facts.items() if key != "evaluation"}, tmp_path) == []
     routed = plain.changed(tk.TrainConfig(**ROUTES))
     [warning] = [line for line in routed.compare(plain.facts, tmp_path) if "tread_config" in line]
     assert "tread_config changed (null then, [[1, 3, 0.5]] now)" in warning

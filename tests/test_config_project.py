@@ -124,6 +124,8 @@ def test_resolving_refuses_unknown_flavours_and_only_disabled_datasets(complete:
         resolve(TrainConfig(**complete, model_flavour="2b-480"))
     with pytest.raises(ConfigError, match="enable at least one"):
         resolve(TrainConfig(**complete).changed(**{"datasets.clips.disabled": True}))
+    with pytest.raises(ConfigError, match=r"data_backend_config.*has clips to evaluate only"):
+        resolve(TrainConfig(**complete).changed(**{"datasets.clips.dataset_type": "eval"}))
 
 
 def test_one_framerate_for_the_run(complete: dict[str, Any]) -> None:

@@ -228,6 +228,20 @@ def test_names_of_encoders(tmp_path: Path) -> None:
         check_teacher(tk.TrainConfig(crepa_encoder=str(tmp_path / "vit")))
     with pytest.raises(ModelError, match="crepa_encoder"):
         check_teacher(tk.TrainConfig(crepa_encoder=str(tmp_path)))
+    with pytest.raises(ModelError, match=r"crepa_encoder.*there is no such folder"):
+        check_teacher(tk.TrainConfig(crepa_encoder=str(tmp_path / "none")))
+
+
+def test_an_encoder_without_whole_weights_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    config = tk.TrainConfig(crepa_encoder=str(tiny_teacher(tmp_path)))
+    check_teacher(config)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(ModelError, match=r"crepa_encoder.*model\.safetensors is damaged"):
+        check_teacher(config)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"crepa_encoder.*holds no weights"):
+        check_teacher(config)
 
 
 # Settings ----------------------------------------------------------------------------------------------------------

@@ -199,6 +199,18 @@ def test_unknown_name_is_answered_with_the_nearest(given: str, advised: str):
         build_optimizer(Settings(given), make_parameters(torch.float32))
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("torch-adamw", {"eps": "x"}), ("prodigy", {"d_coef": "x"}), ("prodigy", {"slice_p": 0}),
+     ("adamw_schedulefree", {"r": "x"}), ("adamw_bf16", {"eps": "x"})],
+)  # fmt: skip
+def test_values_that_fail_in_the_first_update_are_refused_before(name: str, wrong: dict[str, Any]) -> None:
+    pytest.importorskip({"prodigy": "prodigyopt", "adamw_schedulefree": "schedulefree"}.get(name, "torch"))
+    (problem,) = check_optimizer(Settings(name, optimizer_config=wrong))
+    assert str(problem).startswith(f"optimizer = {name!r}: refuses {wrong}: ")
+    assert check_optimizer(Settings(name, optimizer_config={"eps": 1e-8})) == []
+
+
 def test_a_value_out_of_range_names_the_setting():
     with pytest.raises(ConfigError, match=r"refuses.*eps.*Fix: correct the value in optimizer_config"):
         build_optimizer(Settings("torch-adamw", optimizer_config={"eps": -1.0}), make_parameters(torch.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import weakref
 from collections.abc import Callable
@@ -151,3 +152,20 @@ def test_a_deadline_ends_what_computes() -> None:
 
 def _fail(*_: Any) -> None:
     raise RuntimeError("the driver is gone")
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_warnings_are_on_the_console_where_nobody_else_takes_them(
+    others: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python prints warnings itself only as long as nobody takes them, and the run's own record of them does."""
+    monkeypatch.setattr(logging.root, "handlers", [logging.NullHandler()] if others else [])
+    monkeypatch.setattr(logging.getLogger("tunerkit"), "handlers", [])
+    folder, second = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    for one in (folder, second):
+        one.lock()
+    logging.getLogger("tunerkit").warning("checkpoint-2 is damaged")
+    for one in (folder, second):
+        one.close()
+        assert '"text": "checkpoint-2 is damaged"' in (one.path / "events.jsonl").read_text()
+    assert capsys.readouterr().err.count("checkpoint-2 is damaged") == (0 if others else 1)

@@ -87,13 +87,14 @@ def _missing(config: TrainConfig) -> Iterator[Problem]:
     if config.output_dir is None:
         yield missing_setting("output_dir", "name the folder that the run writes to")
     if not config.media_datasets:
-        switched_off = any(dataset.disabled for dataset in config.datasets)
-        yield missing_setting(
-            "data_backend_config",
-            "enable at least one dataset of clips (disabled = false)"
-            if switched_off
-            else 'name a dataset document with at least one dataset of clips: [{"id": ..., "instance_data_dir": ...}]',
-        )
+        fix = 'name a dataset document with at least one dataset of clips: [{"id": ..., "instance_data_dir": ...}]'
+        if any(dataset.disabled for dataset in config.datasets):
+            fix = "enable at least one dataset of clips (disabled = false)"
+        if config.eval_datasets:
+            message = "has clips to evaluate only, and none to train on"
+            yield Problem("data_backend_config", None, message, "leave out dataset_type = eval of one of them")
+        else:
+            yield missing_setting("data_backend_config", fix)
     if not config.max_train_steps and not config.num_train_epochs:
         yield missing_setting("max_train_steps", "say how long to train: max_train_steps, or num_train_epochs")
 

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from tunerkit.config.settings import TrainConfig
 
 
+EVALUATION = ("eval_timesteps", "num_eval_images", "eval_dataset_id", "eval_dataset_pooling")
+"""Settings that decide what the evaluation loss is the mean of."""
+
+
 def evaluation_problems(config: TrainConfig) -> Iterator[Problem]:
     """`eval_dataset_id` must be the id of an enabled dataset of clips: else others would be evaluated instead."""
     wanted = config.eval_dataset_id

@@ -118,6 +118,8 @@ def routes_of(config: TrainConfig, blocks: int) -> tuple[Route, ...]:
                 problems.append(Problem(f"{place}.{name}", given, message, fix))
         route = Route(span[_FIRST], span[_LAST], float(entry[_RATIO]))
         before = routes[-1].last if routes else -1
+        if not all(0 <= block < blocks for block in (route.first, route.last)):
+            continue
         if route.last < route.first:
             message = f"ends the route before its start: block {route.last} of {blocks}, and it starts at {route.first}"
             problems.append(Problem(f"{place}.{_LAST}", entry[_LAST], message, f"use {route.first} or more"))

@@ -36,7 +36,7 @@ class Neighbours:
     def offsets(self, frames: int) -> list[int]:
         """Distances to both sides, within a clip of so many frames."""
         first = 1 if self.cumulative else max(1, self.distance)
-        return [offset for offset in range(first, self.distance + 1) if offset < frames]
+        return list(range(first, min(self.distance, frames - 1) + 1))
 
     def weight(self, offset: int) -> float:
         """Weight of a neighbour so many frames away."""

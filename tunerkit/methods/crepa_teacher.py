@@ -8,6 +8,7 @@ them would smear what moves, and cost as many runs of the encoder as there are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunerkit.config.crepa_rules import ENCODER, has_registers, published_width, teacher_model
@@ -97,9 +98,28 @@ def check_teacher(config: TrainConfig) -> None:
     """The encoder that the settings name must be there, before anything is encoded.
 
     Raises:
-        ModelError: it cannot be reached, or is no DINOv2.
+        ModelError: it cannot be reached, is no DINOv2, or the weights in its folder are missing or damaged.
     """
-    _configuration(teacher_model(config.crepa_encoder))
+    from safetensors import SafetensorError, safe_open
+
+    model = teacher_model(config.crepa_encoder)
+    _configuration(model)
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelError(
+            f"{ENCODER} = {model!r}: the folder holds no weights (model.safetensors). Fix: download the encoder "
+            "again, or use its hub id"
+        )
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"{ENCODER} = {model!r}: {file.name} is damaged ({error}). Fix: download the encoder again"
+            ) from error
 
 
 def teacher_identity(config: TrainConfig) -> dict[str, Any]:
@@ -140,6 +160,11 @@ def _configuration(model: str) -> Any:
 
     from tunerkit.families.checkpoint_files import readable
 
+    if _is_path(model) and not Path(model).is_dir():
+        raise ModelError(
+            f"{ENCODER} = {model!r}: there is no such folder. Fix: correct the path, or use dinov2_vitg14, "
+            "dinov2_vits14 or another DINOv2"
+        )
     with readable(model, ENCODER, "image encoder"):
         settings = AutoConfig.from_pretrained(model)
     if settings.model_type not in CLASSES:
@@ -148,6 +173,11 @@ def _configuration(model: str) -> Any:
             "dinov2_vitg14, dinov2_vits14 or another DINOv2"
         )
     return settings
+
+
+def _is_path(model: str) -> bool:
+    """Whether it can be no hub id, which is a name or "owner/name"."""
+    return model.startswith((".", "~", "/")) or model.count("/") > 1 or "\\" in model
 
 
 def middle_frames(frames: int, temporal_compression: int) -> list[int]:

@@ -178,7 +178,25 @@ def check_optimizer(config: OptimizerSettings) -> list[Problem]:
         ]
     if entry.needs_cuda and (problem := _without_cuda(name)) is not None:
         return [problem]
-    return _arguments(config, entry)[1]
+    arguments, problems = _arguments(config, entry)
+    return problems or (_tried(config, entry, arguments) if config.optimizer_config else [])
+
+
+def _tried(config: OptimizerSettings, entry: _Entry, arguments: dict[str, Any]) -> list[Problem]:
+    """What an optimizer says to its values when it updates a few numbers: some look at them only then."""
+    import torch
+
+    parameter = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16 if _only_bf16(entry) else None))
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        _made(config.optimizer, entry, arguments, [parameter]).step()
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        return [_refused(config, error)]
+    return []
+
+
+def _only_bf16(entry: _Entry) -> bool:
+    return entry.name == "AdamWBF16"
 
 
 def build_optimizer(config: OptimizerSettings, parameters: Iterable[Parameter]) -> Optimizer:
@@ -195,21 +213,30 @@ def build_optimizer(config: OptimizerSettings, parameters: Iterable[Parameter]) 
     if problems := check_optimizer(config):
         raise ConfigError(problems)
     assert entry is not None
-    parameters = list(parameters)
     arguments, _ = _arguments(config, entry)
     try:
-        if config.optimizer in _FUSED and not {"fused", "foreach"} & arguments.keys():
-            return _fused_if_possible(_class_of(entry), parameters, arguments)
-        with contextlib.redirect_stdout(io.StringIO()):  # prodigyopt prints
-            optimizer = _class_of(entry)(parameters, **arguments)
-        train = getattr(optimizer, "train", None)  # a schedule-free one would wait for it
-        if train is not None:
-            train()
-        return optimizer
+        return _made(config.optimizer, entry, arguments, list(parameters))
     except (TypeError, ValueError) as error:
-        given = {key: value for key, value in arguments.items() if key != "lr"}
-        fix = "correct the value in optimizer_config, optimizer_beta1, optimizer_beta2 or weight_decay"
-        raise ConfigError([Problem("optimizer", config.optimizer, f"refuses {given}: {error}", fix)]) from error
+        raise ConfigError([_refused(config, error)]) from error
+
+
+def _made(name: str, entry: _Entry, arguments: dict[str, Any], parameters: list[Parameter]) -> Optimizer:
+    if name in _FUSED and not {"fused", "foreach"} & arguments.keys():
+        return _fused_if_possible(_class_of(entry), parameters, arguments)
+    with contextlib.redirect_stdout(io.StringIO()):  # prodigyopt prints
+        optimizer = _class_of(entry)(parameters, **arguments)
+    train = getattr(optimizer, "train", None)  # a schedule-free one would wait for it
+    if train is not None:
+        train()
+    return optimizer
+
+
+def _refused(config: OptimizerSettings, error: Exception) -> Problem:
+    """That the optimizer does not take the values that were asked for."""
+    asked = {name: getattr(config, name) for name in ("optimizer_beta1", "optimizer_beta2", "weight_decay")}
+    given = {**{name: value for name, value in asked.items() if value is not None}, **(config.optimizer_config or {})}
+    fix = "correct the value in optimizer_config, optimizer_beta1, optimizer_beta2 or weight_decay"
+    return Problem("optimizer", config.optimizer, f"refuses {given}: {error}", fix)
 
 
 def step_rate(optimizer: Optimizer, learning_rate: float) -> float:

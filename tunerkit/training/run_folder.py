@@ -264,6 +264,13 @@ class _WarningEvents(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._folder.event("warning", self._folder.step, record.getMessage())
+        if logging.lastResort is not None and self._is_alone():
+            logging.lastResort.handle(record)
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else takes warnings, so that Python itself would print them if this handler were not there."""
+        others = [*logger.handlers, *(logging.root.handlers if logger.propagate else [])]
+        return others[0] is self and all(isinstance(one, _WarningEvents) for one in others)
 
 
 def send_command(output_dir: str | Path, command: Command | dict[str, Any]) -> None:

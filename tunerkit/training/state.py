@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunerkit import families
 from tunerkit.config.crepa_rules import from_backbone
+from tunerkit.config.evaluation_rules import EVALUATION
 from tunerkit.config.precisions import TEXT, UNCHANGED, is_quantised
 from tunerkit.config.rollout_rules import ever
 from tunerkit.errors import CheckpointError
@@ -41,6 +42,7 @@ TRAINED, ALIGNMENT = "trained.safetensors", "alignment.safetensors"
 _MUST_MATCH = ("family", "model_type", "base_model", "optimizer", "adapter", "alignment")
 _MAY_BE_GONE = "alignment"
 """Must match where the checkpoint and the run both have it: it can be switched off, and on."""
+_EVALUATION = "evaluation"
 _SHOULD_MATCH = (
     "seed",
     "batch",
@@ -97,6 +99,7 @@ class Fingerprint:
                 "noise_levels": [config.flow_schedule_shift, config.flow_schedule_auto_shift],
                 "lora_dropout": config.lora_dropout,
                 "adapter": _adapter_facts(config),
+                _EVALUATION: {name: getattr(config, name) for name in EVALUATION},
                 **_changeable_facts(config),
             }
         )
@@ -128,6 +131,16 @@ class Fingerprint:
             "training goes on, but not with the losses of an uninterrupted run"
             for key in _SHOULD_MATCH
             if saved.get(key) != self.facts[key]
+        ] + self._other_evaluation(saved, folder)
+
+    def _other_evaluation(self, saved: dict[str, Any], folder: Path) -> list[str]:
+        """A warning where losses at fixed noise are not measured as they were."""
+        then, now = saved.get(_EVALUATION), self.facts.get(_EVALUATION)
+        if then is None or then == now:
+            return []
+        return [
+            f"{folder.name}: the evaluation settings changed ({_short(then)} then, {_short(now)} now); losses at fixed "
+            "noise from before and from now on cannot be compared"
         ]
 
 

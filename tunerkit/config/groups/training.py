@@ -84,7 +84,9 @@ class TrainingSettings(Settings):
     crepa_block_index: int | None = _setting(
         None, "Block whose hidden states are aligned, from 0; the family's own when not set.", ge=0
     )
-    crepa_lambda: float | None = _setting(None, "Weight of the alignment term: 0.5, for LTX-2 0.25 when not set.", ge=0)
+    crepa_lambda: float | None = _setting(
+        None, "Weight of the alignment term: 0.5, for LTX-2 0.25 when not set.", ge=0, le=1e4
+    )
     crepa_adjacent_distance: int = _setting(1, "Distance in latent frames of the aligned neighbours; 0 = none.", ge=0)
     crepa_adjacent_tau: float | None = _setting(
         None,
@@ -130,7 +132,7 @@ class TrainingSettings(Settings):
     )
     crepa_warmup_steps: int = _setting(0, "Steps over which the weight rises from 0.", ge=0)
     crepa_decay_steps: int = _setting(0, "Step at which the weight has reached its end; 0 = the last.", ge=0)
-    crepa_lambda_end: float = _setting(0.0, "Weight at the end, where it is not constant.", ge=0)
+    crepa_lambda_end: float = _setting(0.0, "Weight at the end, where it is not constant.", ge=0, le=1e4)
     crepa_power: float = _setting(1.0, "Power of the polynomial decay.", gt=0)
     crepa_cutoff_step: int = _setting(0, "Step from which on the term is off; 0 = never.", ge=0)
     crepa_similarity_threshold: float | None = _setting(
@@ -173,9 +175,12 @@ class TrainingSettings(Settings):
         "unless false.",
     )
     scheduled_sampling_reflexflow_alpha: float = _setting(
-        1.0, "ReflexFlow: how much more errors count where the rolled-out input changes the prediction.", ge=0
+        1.0, "ReflexFlow: how much more errors count where the rolled-out input changes the prediction.", ge=0, le=1e4
     )
     scheduled_sampling_reflexflow_beta1: float = _setting(
-        10.0, "ReflexFlow: weight of the anti-drift term, by which the velocity points away from the clip.", ge=0
+        10.0,
+        "ReflexFlow: weight of the anti-drift term, by which the velocity points away from the clip.",
+        ge=0,
+        le=1e4,
     )
-    scheduled_sampling_reflexflow_beta2: float = _setting(1.0, "ReflexFlow: weight of the squared error.", ge=0)
+    scheduled_sampling_reflexflow_beta2: float = _setting(1.0, "ReflexFlow: weight of the squared error.", ge=0, le=1e4)
