@@ -10,6 +10,7 @@ import logging
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tunerkit.config.reporting_rules import trackers_of
@@ -130,12 +131,11 @@ class _TensorBoard(_Tracker):
         self.tracker.log({"settings": f"| setting | value |\n|---|---|\n{table}"}, step=max(0, step - 1))
 
     def video(self, name: str, video: Rendering) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
-
+        summary: Any = import_module("tensorboard.compat.proto.summary_pb2").Summary  # made when it is imported
         picture, (width, height) = gif(video.path)
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
+        image = summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
         writer = self.tracker.tracker
-        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), video.step)
+        writer.file_writer.add_summary(summary(value=[summary.Value(tag=name, image=image)]), video.step)
         writer.flush()
 
 
