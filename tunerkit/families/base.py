@@ -280,8 +280,8 @@ class Family(ABC):
 
     def routing_refusal(self, config: TrainConfig) -> str | None:
         """Why single tokens cannot skip blocks under these settings, as "reason. Fix: what to do"; None where they
-        can."""
-        return None
+        can, which only a family with `token_arguments` may say."""
+        return f"blocks of {self.title} need all of its tokens. Fix: leave it out"
 
     def token_arguments(self, arguments: Sequence[Any]) -> dict[int, int]:
         """Which of the positional arguments of a block of `video_blocks` have one entry for each token of the picture.

@@ -244,6 +244,9 @@ class LTX2(Family):
     def blocks(self, transformer: Any) -> list[Any]:
         return list(transformer.transformer_blocks)
 
+    def routing_refusal(self, config: TrainConfig) -> str | None:
+        return None
+
     def token_arguments(self, arguments: Sequence[Any]) -> dict[int, int]:
         """The tokens and both rotary embeddings; the modulation where the tokens have timesteps of their own.
 
